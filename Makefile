@@ -1,0 +1,69 @@
+# make demo        a body mesh on a picture, with the light runtime only
+# make test        lint, types and the fast tests
+# make test-slow   the long tests       make test-gpu   the tests that need an NVIDIA GPU
+# make lint        ruff and mypy        make clean      remove .venv and caches
+
+PYTHON ?= python3
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+EXTRAS ?= train,export,rtx,dev
+VENV_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+RUNTIME := $(VENV)/.runtime-installed
+DEV := $(VENV)/.dev-installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-gpu lint clean
+
+help:
+	@sed -n '1,4s/^# //p' Makefile
+
+demo: $(RUNTIME)
+	@echo "metro-edge demo: one picture and a short clip, on the CPU (about half a minute)"
+	@$(BIN)/metro-edge demo
+
+test: lint
+	@echo "pytest: the fast tests"
+	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test-slow: $(DEV)
+	@echo "pytest: the slow tests (minutes)"
+	@$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 $(PYTEST_ARGS)
+
+test-gpu: $(DEV)
+	@$(BIN)/python -m pytest -q -m gpu $(PYTEST_ARGS)
+
+lint: $(DEV)
+	@echo "ruff and mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "error: metro-edge needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	       "Name another one: make PYTHON=python3.12" >&2; exit 2; }
+	@echo "creating $(VENV) (a few seconds)"
+	@$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
+
+# The runtime is installed editable, so that the demo always runs the checkout.
+$(RUNTIME): setup.py pyproject.toml | $(BIN)/python
+	@echo "installing the runtime: numpy, OpenCV, ONNX Runtime (about 150 MB, half a minute)"
+	@$(PIP) --editable .
+	@touch $@
+
+# PyTorch comes first and only if there is none, so that a vendor's build (VENV_ARGS=--system-site-packages) is kept.
+$(DEV): setup.py pyproject.toml | $(BIN)/python
+	@$(BIN)/python -c 'import torch, torchvision' 2>/dev/null || { \
+	  echo "installing $(TORCH) (several minutes, about 5 GB)"; $(PIP) $(TORCH); }
+	@echo "installing metro-edge[$(EXTRAS)] (a few minutes)"
+	@$(PIP) --editable ".[$(EXTRAS)]"
+	@touch $@ $(RUNTIME)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	find metro_edge training engines benchmarks tests -type d -name __pycache__ -prune -exec rm -rf {} +

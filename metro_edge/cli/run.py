@@ -1,0 +1,105 @@
+"""`metro-edge run`: bodies in pictures, as overlay, JSON and meshes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metro_edge.errors import UserError
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to `subparsers`, what `ArgumentParser.add_subparsers` returned."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "run",
+        help="find bodies in pictures",
+        description="Write an overlay (PNG), joints and cameras (JSON) and one mesh per person (OBJ, GLB).",
+    )
+    parser.add_argument(
+        "pictures", metavar="PICTURE", nargs="+", type=Path, help="JPEG, PNG, WebP, TIFF or BMP"
+    )
+    parser.add_argument(
+        "--box",
+        metavar="X,Y,W,H",
+        dest="boxes",
+        action="append",
+        type=parse_box,
+        help="box of a person in pixels, once per person, for one picture (default: the whole picture is one "
+        "person's box); write --box=-5,0,90,200 when it starts with a minus",
+    )
+    add_model_options(parser)
+    parser.add_argument("--precision", metavar="P", default="fp32", help="fp32, fp16 or int8 (default: fp32)")
+    parser.add_argument(
+        "--focal-px",
+        metavar="F",
+        type=float,
+        help="focal length in pixels (default: the picture's diagonal, about a normal lens)",
+    )
+    parser.add_argument("--side-by-side", action="store_true", help="put the bare picture beside the overlay")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, default=Path("out"), help="folder (default: out)"
+    )
+    parser.set_defaults(run=run)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add --bundle and --threads, which every command that runs a network has."""
+    parser.add_argument(
+        "--bundle", metavar="B", type=Path, help="folder or .zip (default: the shipped bundle)"
+    )
+    parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the engine's choice)")
+
+
+def parse_box(text: str) -> tuple[float, float, float, float]:
+    """Return x, y, width, height of `x,y,w,h`; raises argparse.ArgumentTypeError."""
+    try:
+        x, y, width, height = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not x,y,width,height in pixels") from None
+    return x, y, width, height
+
+
+def run(args: argparse.Namespace) -> int:
+    """Process the pictures and print what was written; returns the exit code."""
+    from tqdm import tqdm
+
+    from metro_edge.estimator import MeshEstimator
+    from metro_edge.files import output_folder
+    from metro_edge.preprocess import check_boxes, read_picture
+    from metro_edge.results import model_description, write_results
+
+    if args.boxes and len(args.pictures) > 1:
+        raise UserError(f"--box goes with one picture, got {len(args.pictures)}: run them one by one")
+    # All pictures are tried before the first result is written.
+    for picture in args.pictures:
+        frame = read_picture(picture)
+        if args.boxes:
+            check_boxes(args.boxes, frame.shape[:2])
+    with MeshEstimator.from_bundle(
+        args.bundle, args.precision, threads=args.threads, focal_px=args.focal_px
+    ) as estimator:
+        folder = output_folder(args.output)
+        model = model_description(estimator)
+        stems = unique_stems(args.pictures)
+        todo = list(zip(args.pictures, stems, strict=True))
+        for picture, stem in tqdm(todo, unit="picture", leave=False, disable=len(todo) < 2):
+            frame = read_picture(picture)
+            bodies = estimator(frame, args.boxes)
+            paths = write_results(folder, stem, picture.name, frame, bodies, model, args.side_by_side)
+            people = "1 person" if len(bodies) == 1 else f"{len(bodies)} people"
+            tqdm.write(f"{picture}: {people} -> {', '.join(str(path) for path in paths)}")
+    return 0
+
+
+def unique_stems(paths: Sequence[Path]) -> list[str]:
+    """Return each path's name without suffix, with -2, -3, ... where it came before."""
+    stems: list[str] = []
+    for path in paths:
+        stem, number = path.stem, 1
+        while stem in stems:
+            number += 1
+            stem = f"{path.stem}-{number}"
+        stems.append(stem)
+    return stems

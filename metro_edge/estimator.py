@@ -1,0 +1,109 @@
+"""MeshEstimator: from a frame and boxes to bodies, on whichever engine."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from metro_edge.backends import Outputs, Session, open_session
+from metro_edge.body import Body
+from metro_edge.bundle import Bundle
+from metro_edge.postprocess import Intrinsics, bodies_from_outputs
+from metro_edge.preprocess import check_boxes, check_frame, crop_images, normalise, whole_frame_box
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+MAX_BATCH = 16  # people run through the network at once; bounds the memory that a crowd takes
+
+
+class MeshEstimator:
+    """Finds the 3D joints and the body mesh of people whose boxes are known.
+
+        with MeshEstimator.from_bundle() as estimator:
+            bodies = estimator(frame, boxes)
+
+    Attributes:
+        bundle: the model.
+        session: the engine that runs it.
+        focal_px: focal length of the frames' camera; None assumes one, see Intrinsics.for_frame.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session, focal_px: float | None = None) -> None:
+        if focal_px is not None:
+            Intrinsics(focal_px, (0.0, 0.0))  # raises for a length that is none
+        self.bundle = bundle
+        self.session = session
+        self.focal_px = focal_px
+
+    @classmethod
+    def from_bundle(
+        cls,
+        path: str | os.PathLike[str] | Bundle | None = None,
+        precision: str = "fp32",
+        backend: str = "onnxruntime",
+        threads: int | None = None,
+        focal_px: float | None = None,
+    ) -> Self:
+        """Open a bundle: a path, a loaded Bundle, or None for the shipped one.
+
+        Args:
+            path: folder or .zip.
+            precision: fp32, fp16 or int8.
+            backend: an engine, see metro_edge.backends.BACKENDS.
+            threads: CPU threads of one inference; None leaves it to the engine.
+            focal_px: focal length of the frames' camera in pixels; None assumes the frame's diagonal.
+
+        Raises:
+            UserError: unknown precision or backend, or a setting that is not usable.
+            BundleError: a bundle that is missing, incomplete or altered.
+        """
+        bundle = path if isinstance(path, Bundle) else Bundle.load(path)
+        session = open_session(bundle, precision, backend, threads=threads)
+        return cls(bundle, session, focal_px)
+
+    def __call__(
+        self, frame: Any, boxes: ArrayLike | None = None, camera_matrix: ArrayLike | None = None
+    ) -> list[Body]:
+        """Return one Body per box, in the order of the boxes.
+
+        Args:
+            frame: (H, W, 3) uint8 BGR; metro_edge.preprocess.read_picture reads one from a file.
+            boxes: (N, 4) or (4,) x, y, width, height in px; None takes the whole frame as one person's box.
+            camera_matrix: (3, 3) of the frame's camera, undistorted; None takes `focal_px`.
+
+        Raises:
+            UserError: a frame, boxes or matrix that are not usable.
+            PredictionError: an output of which no body can be made.
+        """
+        frame = check_frame(frame)
+        checked = whole_frame_box(frame) if boxes is None else check_boxes(boxes, frame.shape[:2])
+        if camera_matrix is None:
+            intrinsics = Intrinsics.for_frame(frame.shape[:2], self.focal_px)
+        else:
+            intrinsics = Intrinsics.from_matrix(camera_matrix)
+        spec = self.bundle.spec
+        parts = []
+        for start in range(0, len(checked), MAX_BATCH):
+            crops = crop_images(frame, checked[start : start + MAX_BATCH], spec)
+            parts.append(self.session.infer(normalise(crops, spec)))
+        if not parts:
+            return []
+        outputs = Outputs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+        return bodies_from_outputs(outputs, checked, intrinsics, spec, self.bundle.template)
+
+    def close(self) -> None:
+        """Free the engine; doing it twice is fine."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

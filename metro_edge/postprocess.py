@@ -1,0 +1,164 @@
+"""From the network's output to bodies in the full frame; NumPy, the truth for every other implementation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metro_edge.backends import Outputs
+from metro_edge.body import Body
+from metro_edge.errors import PredictionError, UserError
+from metro_edge.preprocess import crop_squares
+from metro_edge.spec import ModelSpec
+from metro_edge.template import BodyTemplate
+
+MAX_PIXEL_ASPECT_ERROR = 0.02  # |fx / fy - 1|; a crop is scaled alike along both axes
+MIN_DEPTH_M = 0.01
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """A pinhole camera without distortion.
+
+    Attributes:
+        focal_px: focal length, the same along both axes.
+        centre_px: principal point (x, y), counted from pixel centres as OpenCV does.
+    """
+
+    focal_px: float
+    centre_px: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.focal_px) and self.focal_px > 0):
+            raise UserError(f"the focal length must be a positive number of pixels, got {self.focal_px}")
+        if not all(math.isfinite(value) for value in self.centre_px):
+            raise UserError(f"the principal point must be finite, got {self.centre_px}")
+
+    @classmethod
+    def for_frame(cls, frame_hw: tuple[int, int], focal_px: float | None = None) -> Intrinsics:
+        """Return the camera of a frame that looks through its middle.
+
+        Without `focal_px` the focal length is the diagonal sqrt(W^2 + H^2), a field of view of 53 degrees
+        along it, the assumption of CLIFF (Li et al., ECCV 2022, section 3.2). Depth is proportional to it.
+        """
+        height, width = frame_hw
+        focal = math.hypot(width, height) if focal_px is None else focal_px
+        return cls(float(focal), ((width - 1) / 2.0, (height - 1) / 2.0))
+
+    @classmethod
+    def from_matrix(cls, matrix: ArrayLike) -> Intrinsics:
+        """Return the camera of a (3, 3) matrix K as OpenCV's calibration gives it, of undistorted frames.
+
+        Raises UserError unless it is [[f, 0, cx], [0, f, cy], [0, 0, 1]]; the focal lengths may differ by 2 %.
+        """
+        k = np.asarray(matrix, np.float64)
+        if k.shape != (3, 3) or not np.isfinite(k).all():
+            raise UserError(f"the camera matrix must be (3, 3) and finite, got shape {k.shape}")
+        fx, fy = float(k[0, 0]), float(k[1, 1])
+        if min(fx, fy) <= 0 or abs(fx / fy - 1) > MAX_PIXEL_ASPECT_ERROR:
+            raise UserError(
+                f"the camera matrix needs two alike positive focal lengths, got {fx:g} and {fy:g}: rectify"
+            )
+        if abs(k[0, 1]) > MAX_PIXEL_ASPECT_ERROR * fx or k[1, 0] != 0 or tuple(k[2]) != (0, 0, 1):
+            raise UserError(
+                "the camera matrix must have no skew and the last row 0, 0, 1: rectify the frames"
+            )
+        return cls((fx + fy) / 2.0, (float(k[0, 2]), float(k[1, 2])))
+
+
+def bodies_from_outputs(
+    outputs: Outputs,
+    boxes: NDArray[np.floating],
+    intrinsics: Intrinsics,
+    spec: ModelSpec,
+    template: BodyTemplate,
+) -> list[Body]:
+    """Return one Body per row of the network's outputs.
+
+    Args:
+        outputs: camera (N, 3), joints (N, J, 3), vertices (N, V, 3).
+        boxes: (N, 4) px, the ones that the images were cropped by.
+        intrinsics: of the frame.
+        spec, template: of the network.
+
+    Raises:
+        PredictionError: an output that is not finite, a scale that is not positive, or a body that reaches
+            behind the camera.
+    """
+    check_outputs(outputs)
+    camera, joints, vertices = centre_on_root(outputs, spec, template)
+    translation = translation_from_camera(camera, boxes, spec.box_scale, intrinsics)
+    nearest = translation[:, 2] + vertices[..., 2].min(axis=1)
+    if (nearest < MIN_DEPTH_M).any():
+        person = int(nearest.argmin())
+        raise PredictionError(
+            f"person {person} at {translation[person, 2]:.2f} m would reach behind the camera: "
+            f"is a focal length of {intrinsics.focal_px:g} px right?"
+        )
+    return [
+        Body(
+            joints=joints[i].astype(np.float32),
+            vertices=vertices[i].astype(np.float32),
+            camera=camera[i].astype(np.float32),
+            translation=translation[i].astype(np.float32),
+            box=np.array(boxes[i], np.float32),
+            focal_px=intrinsics.focal_px,
+            centre_px=intrinsics.centre_px,
+            joint_set=spec.joint_set,
+            faces=template.faces,
+        )
+        for i in range(len(camera))
+    ]
+
+
+def check_outputs(outputs: Outputs) -> None:
+    """Raise PredictionError unless all values are finite and every scale s is positive."""
+    for name, values in zip(outputs._fields, outputs, strict=True):
+        bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if bad.any():
+            raise PredictionError(
+                f"the network's {name} of person {int(bad.argmax())} has NaN or infinity: "
+                "the weights or this precision of them are broken"
+            )
+    scale = outputs.camera[:, 0]
+    if (scale <= 0).any():
+        raise PredictionError(
+            f"the network's camera scale of person {int(scale.argmin())} is {scale.min():g}, not positive: "
+            "nobody is in the box, or the network is not trained"
+        )
+
+
+def centre_on_root(
+    outputs: Outputs, spec: ModelSpec, template: BodyTemplate
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Move each body's root, regressed from its mesh, to the origin; the camera moves along.
+
+    Returns camera, joints and vertices, float64, with the same projection s (x + tx), s (y + ty) as before.
+    """
+    camera, joints, vertices = (np.asarray(values, np.float64) for values in outputs)
+    root = template.root(spec.joint_set, vertices)
+    camera = camera.copy()
+    camera[:, 1:] += root[:, :2]
+    return camera, joints - root[:, None], vertices - root[:, None]
+
+
+def translation_from_camera(
+    camera: NDArray[np.floating], boxes: NDArray[np.floating], box_scale: float, intrinsics: Intrinsics
+) -> NDArray[np.float64]:
+    """Return (N, 3) metres, where the origin of each body lies in the camera frame.
+
+    A crop of side b px centred on (x, y) shows one metre at depth z as focal / z px and, by the network's camera,
+    as s b / 2 px, so z = 2 focal / (s b). The offset of the crop from the principal point adds
+    2 (x - cx) / (s b) to tx, alike for y (CLIFF, Li et al., ECCV 2022; the depth as in SPIN, Kolotouros et al.,
+    ICCV 2019).
+    """
+    camera = np.asarray(camera, np.float64)
+    centre, side = crop_squares(boxes, box_scale)
+    metre_px = camera[:, 0] * side / 2.0
+    translation = np.empty((len(camera), 3))
+    translation[:, :2] = camera[:, 1:] + (centre - intrinsics.centre_px) / metre_px[:, None]
+    translation[:, 2] = intrinsics.focal_px / metre_px
+    return translation

@@ -1,0 +1,88 @@
+"""The files that `metro-edge run` and `metro-edge demo` write for a picture.
+
+STEM.overlay.png is the picture with the meshes over it, STEM.person0.obj and STEM.person0.glb are the mesh of
+each person, and STEM.json holds
+
+- `schema_version`: 1;
+- `picture`: file name; `width_px`, `height_px`;
+- `model`: {`name`, `precision`, `device`, `checkpoint_sha256`, `onnx_sha256`};
+- `people`: one object per person as Body.to_dict documents, and its `obj` and `glb` file names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metro_edge.body import Body
+from metro_edge.estimator import MeshEstimator
+from metro_edge.files import staging_folder, write_json
+from metro_edge.preprocess import Frame
+from metro_edge.video.overlay import draw_bodies, side_by_side
+from metro_edge.video.sinks import write_picture
+
+SCHEMA_VERSION = 1
+
+
+def model_description(estimator: MeshEstimator) -> dict[str, Any]:
+    """Return what made a result, as in the JSON file's `model`."""
+    bundle, precision = estimator.bundle, estimator.session.precision
+    return {
+        "name": bundle.spec.name,
+        "precision": precision,
+        "device": estimator.session.device,
+        "checkpoint_sha256": bundle.passport["checkpoint"]["sha256"],
+        "onnx_sha256": bundle.onnx_sha256(precision),
+    }
+
+
+def write_results(
+    folder: Path,
+    stem: str,
+    picture: str,
+    frame: Frame,
+    bodies: Sequence[Body],
+    model: dict[str, Any],
+    beside: bool = False,
+) -> list[Path]:
+    """Write all files of a picture into `folder`, which exists, all or none; returns their paths.
+
+    Args:
+        folder: where to.
+        stem: how the files' names begin.
+        picture: name of the picture for the JSON file.
+        frame: (H, W, 3) uint8 BGR.
+        bodies: found in it.
+        model: what `model_description` returned.
+        beside: put the bare picture to the left of the overlay.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    overlay = draw_bodies(frame, bodies)
+    people = []
+    with staging_folder(folder) as staging:
+        write_picture(staging / f"{stem}.overlay.png", side_by_side(frame, overlay) if beside else overlay)
+        for number, body in enumerate(bodies):
+            obj, glb = (f"{stem}.person{number}.{kind}" for kind in ("obj", "glb"))
+            body.save_obj(staging / obj)
+            body.save_glb(staging / glb)
+            people.append({**body.to_dict(), "obj": obj, "glb": glb})
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "picture": picture,
+            "width_px": frame.shape[1],
+            "height_px": frame.shape[0],
+            "model": model,
+            "people": people,
+        }
+        write_json(staging / f"{stem}.json", document)
+        return [_moved(path, folder) for path in sorted(staging.iterdir())]
+
+
+def _moved(path: Path, folder: Path) -> Path:
+    target = folder / path.name
+    os.replace(path, target)
+    return target
