@@ -76,8 +76,8 @@ class Body:
 
         Schema 1: `schema_version`; `joint_set`; `joint_names` (J); `joints_m` (J, 3) from the root joint;
         `joints_px` (J, 2); `camera` {`scale`, `tx`, `ty`}; `translation_m` (3) of the root joint; `box_px`
-        (4) x, y, width, height; `focal_px`; `centre_px` (2); with `vertices`, `vertices_m` (V, 3) from the root
-        joint. Camera frame, as in the attributes.
+        (4) x, y, width, height; `focal_px`; `centre_px` (2); with `vertices`, `vertices_m` (V, 3) from the
+        root joint. Camera frame, as in the attributes.
         """
         scale, tx, ty = (float(value) for value in self.camera)
         values: dict[str, Any] = {

@@ -88,7 +88,7 @@ class Bundle:
         """
         if path is None:
             path = shipped_bundle_path()
-            if not path.is_dir():
+            if not (path / PASSPORT_FILE).is_file():
                 raise BundleError(
                     f"this installation of metro-edge has no bundle at {path}: give the path of one, "
                     "or make one with `python -m engines convert` from a checkout"
@@ -125,9 +125,7 @@ class Bundle:
         """
         name = self._onnx_name(precision)
         if not self.path.is_dir():
-            raise BundleError(
-                f"bundle {self.path} is zipped and {name} in it has no path of its own: unpack it"
-            )
+            raise BundleError(f"bundle {self.path} is zipped and {name} in it has no path of its own: unpack it")
         self.onnx_bytes(precision)
         return self.path / name
 
@@ -143,9 +141,7 @@ class Bundle:
     def _onnx_name(self, precision: str) -> str:
         name = onnx_file(precision)
         if name not in self.passport["files"]:
-            raise BundleError(
-                f"bundle {self.path} has no {precision} network; it has {', '.join(self.precisions)}"
-            )
+            raise BundleError(f"bundle {self.path} has no {precision} network; it has {', '.join(self.precisions)}")
         return name
 
     @cached_property
@@ -223,9 +219,7 @@ def _check_replaceable(target: Path) -> None:
     if not target.exists() or (target.is_file() and target.suffix == ".zip"):
         return
     if target.suffix == ".zip" or not target.is_dir():
-        raise UserError(
-            f"{target} is in the way of the bundle: it is not a {'file' if target.is_dir() else 'folder'}"
-        )
+        raise UserError(f"{target} is in the way of the bundle: it is not a {'file' if target.is_dir() else 'folder'}")
     if any(target.iterdir()) and not (target / PASSPORT_FILE).is_file():
         raise UserError(f"folder {target} is neither empty nor a bundle; choose another place")
 
@@ -259,9 +253,7 @@ def _parse_passport(content: bytes, name: str) -> dict[str, Any]:
         passport = json.loads(content)
         version = passport.get("schema_version")
     except (ValueError, AttributeError) as error:
-        raise BundleError(
-            f"bundle {name}: {PASSPORT_FILE} is not a JSON object ({error}); {MENDING}"
-        ) from None
+        raise BundleError(f"bundle {name}: {PASSPORT_FILE} is not a JSON object ({error}); {MENDING}") from None
     if version != SCHEMA_VERSION:
         raise BundleError(
             f"bundle {name} has schema version {version!r}, this metro-edge reads {SCHEMA_VERSION}: "
@@ -284,9 +276,7 @@ def _check_passport(passport: dict[str, Any]) -> None:
     files = passport["files"]
     known = {SPEC_FILE, BODY_FILE, *(onnx_file(p) for p in PRECISIONS)}
     if not {SPEC_FILE, BODY_FILE} < files.keys() <= known:
-        raise ValueError(
-            f"files must be {SPEC_FILE}, {BODY_FILE} and ONNX files, got {', '.join(sorted(files))}"
-        )
+        raise ValueError(f"files must be {SPEC_FILE}, {BODY_FILE} and ONNX files, got {', '.join(sorted(files))}")
     for name, entry in files.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
             raise ValueError(f"{name} has no 'sha256'")
@@ -310,9 +300,7 @@ def _read_template(data: bytes) -> BodyTemplate:
 def _verified(store: _Store, passport: dict[str, Any], name: str) -> bytes:
     data = store.read(name)
     if sha256_of(data) != passport["files"][name]["sha256"]:
-        raise BundleError(
-            f"{name} in bundle {store.name} is not the file that {PASSPORT_FILE} names; {MENDING}"
-        )
+        raise BundleError(f"{name} in bundle {store.name} is not the file that {PASSPORT_FILE} names; {MENDING}")
     return data
 
 
@@ -342,9 +330,7 @@ class _Store:
         places = [n.removesuffix(PASSPORT_FILE) for n in names if n.rsplit("/", 1)[-1] == PASSPORT_FILE]
         places = [p for p in places if p.count("/") <= 1]
         if len(places) != 1:
-            raise BundleError(
-                f"{PASSPORT_FILE} is missing in bundle {path}, or there more than once; {MENDING}"
-            )
+            raise BundleError(f"{PASSPORT_FILE} is missing in bundle {path}, or there more than once; {MENDING}")
         return cls(path, places[0], True)
 
     def read(self, name: str) -> bytes:

@@ -1,8 +1,8 @@
 """The demonstration: bodies on a shipped picture and clip, and what each precision costs on this machine.
 
-The clip is rendered, so its true meshes are known: truth.npz holds `boxes` (F, 4) px of every frame, `frame_ids`
-(K,) of the frames with a mesh, and their `vertices` (K, V, 3) int16 in 1/16 mm, camera frame, from the root
-joint; optionally `picture_box` (4,) px of the person in picture.jpg, whose default is the whole picture.
+The clip is rendered, so its true meshes are known: truth.npz holds `boxes` (F, 4) px of every frame,
+`frame_ids` (K,) of the frames with a mesh, and their `vertices` (K, V, 3) int16 in 1/16 mm, camera frame, from
+the root joint; optionally `picture_box` (4,) px of the person in picture.jpg, whose default is the whole picture.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ class DemoAssets:
         if boxes.shape != (len(clip), 4) or not len(clip):
             raise UserError(f"{folder}: boxes {boxes.shape} do not fit a clip of {len(clip)} frames")
         if vertices.dtype != np.int16 or vertices.ndim != 3 or len(vertices) != len(ids) or not len(ids):
-            raise UserError(
-                f"{folder}: vertices {vertices.shape} {vertices.dtype} do not fit {len(ids)} frame_ids"
-            )
+            raise UserError(f"{folder}: vertices {vertices.shape} {vertices.dtype} do not fit {len(ids)} frame_ids")
         if ids.min() < 0 or ids.max() >= len(clip):
             raise UserError(f"{folder}: frame_ids lie outside the clip's {len(clip)} frames")
         picture_box = truth.get("picture_box", np.array([0, 0, picture.shape[1], picture.shape[0]]))
@@ -152,9 +150,7 @@ def results_table(results: list[PrecisionResult]) -> str:
         moved = mean_mm(np.linalg.norm(result.vertices - reference.vertices, axis=-1))
         speed = [f"{result.latency.p50_ms:.1f}", f"{result.latency.p95_ms:.1f}"]
         first = result is reference
-        rows.append(
-            [result.precision, *speed, *errors, *(["-", "-"] if first else [f"{lost:+.2f}", f"{moved:.2f}"])]
-        )
+        rows.append([result.precision, *speed, *errors, *(["-", "-"] if first else [f"{lost:+.2f}", f"{moved:.2f}"])])
     return text_table(header, rows)
 
 

@@ -37,9 +37,7 @@ class JointSet:
         try:
             return self.names.index(joint)
         except ValueError:
-            raise UserError(
-                f"joint set {self.name} has no joint {joint!r}; it has {', '.join(self.names)}"
-            ) from None
+            raise UserError(f"joint set {self.name} has no joint {joint!r}; it has {', '.join(self.names)}") from None
 
     @cached_property
     def root_indices(self) -> tuple[int, ...]:
@@ -118,9 +116,7 @@ FREIHAND21 = JointSet(
     name="freihand21",
     names=("wrist", *(f"{finger}_{k}" for finger in _FINGERS for k in range(1, 5))),
     bones=tuple(
-        (("wrist" if k == 1 else f"{finger}_{k - 1}"), f"{finger}_{k}")
-        for finger in _FINGERS
-        for k in range(1, 5)
+        (("wrist" if k == 1 else f"{finger}_{k - 1}"), f"{finger}_{k}") for finger in _FINGERS for k in range(1, 5)
     ),
     root=("wrist",),
     source="FreiHAND: wrist, then four joints per finger from the palm to the tip",

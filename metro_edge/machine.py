@@ -13,7 +13,7 @@ LIBRARIES = ("numpy", "opencv-python", "onnxruntime")
 
 
 def describe_machine(libraries: Iterable[str] = LIBRARIES) -> dict[str, Any]:
-    """Return `cpu`, `cores` this process may use, `memory_gb`, `system`, `architecture`, `python`, `versions`.
+    """Return `cpu`, usable `cores`, `memory_gb`, `system`, `architecture`, `python` and `versions`.
 
     Args:
         libraries: distributions whose versions are listed; one that is not installed is None.

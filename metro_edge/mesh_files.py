@@ -23,9 +23,7 @@ _GLTF_MAGIC, _JSON_CHUNK, _BIN_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 _FLOAT, _UINT32, _ARRAY_BUFFER, _ELEMENT_BUFFER = 5126, 5125, 34962, 34963
 
 
-def write_obj(
-    path: str | os.PathLike[str], vertices: NDArray[np.floating], faces: NDArray[np.integer]
-) -> None:
+def write_obj(path: str | os.PathLike[str], vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> None:
     """Write vertices (V, 3), metres in the camera frame, and faces (F, 3) as OBJ; raises UserError."""
     points, triangles = _checked(vertices, faces)
     lines = ["# metres, y up"]
@@ -34,9 +32,7 @@ def write_obj(
     write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
-def write_glb(
-    path: str | os.PathLike[str], vertices: NDArray[np.floating], faces: NDArray[np.integer]
-) -> None:
+def write_glb(path: str | os.PathLike[str], vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> None:
     """Write vertices (V, 3), metres in the camera frame, and faces (F, 3) as GLB; raises UserError."""
     points, triangles = _checked(vertices, faces)
     # Normals make viewers shade smoothly. A vertex without faces has none, and glTF wants unit ones.

@@ -20,9 +20,7 @@ Errors = NDArray[np.float64]
 METRIC_NAMES = ("mpjpe", "pa_mpjpe", "mpvpe")
 
 
-def mpjpe(
-    predicted: ArrayLike, truth: ArrayLike, joints: JointSet, has_label: ArrayLike | None = None
-) -> Errors:
+def mpjpe(predicted: ArrayLike, truth: ArrayLike, joints: JointSet, has_label: ArrayLike | None = None) -> Errors:
     """Mean per joint position error after moving each sample's root to the origin.
 
     Args:
@@ -95,18 +93,14 @@ class MeshErrors:
         return {name: mean_mm(getattr(self, name)) for name in METRIC_NAMES}
 
 
-def mesh_errors(
-    predicted: ArrayLike, truth: ArrayLike, template: BodyTemplate, joint_set_name: str
-) -> MeshErrors:
+def mesh_errors(predicted: ArrayLike, truth: ArrayLike, template: BodyTemplate, joint_set_name: str) -> MeshErrors:
     """Compare meshes (N, V, 3) in metres: joints regressed from both, each mesh centred on its own root.
 
     Raises UserError for shapes that do not fit or a joint set for which `template` has no regressor.
     """
     a, b = _pair(predicted, truth, None)
     if a.shape[1] != len(template.vertices):
-        raise UserError(
-            f"body {template.name} has {len(template.vertices)} vertices, got meshes of shape {a.shape}"
-        )
+        raise UserError(f"body {template.name} has {len(template.vertices)} vertices, got meshes of shape {a.shape}")
     joints_a = np.asarray(template.joints(joint_set_name, a), np.float64)
     joints_b = np.asarray(template.joints(joint_set_name, b), np.float64)
     joints = joint_set(joint_set_name)

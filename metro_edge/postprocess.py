@@ -52,20 +52,16 @@ class Intrinsics:
     def from_matrix(cls, matrix: ArrayLike) -> Intrinsics:
         """Return the camera of a (3, 3) matrix K as OpenCV's calibration gives it, of undistorted frames.
 
-        Raises UserError unless it is [[f, 0, cx], [0, f, cy], [0, 0, 1]]; the focal lengths may differ by 2 %.
+        Raises UserError unless it is [[f, 0, cx], [0, f, cy], [0, 0, 1]]; the two f may differ by 2 %.
         """
         k = np.asarray(matrix, np.float64)
         if k.shape != (3, 3) or not np.isfinite(k).all():
             raise UserError(f"the camera matrix must be (3, 3) and finite, got shape {k.shape}")
         fx, fy = float(k[0, 0]), float(k[1, 1])
         if min(fx, fy) <= 0 or abs(fx / fy - 1) > MAX_PIXEL_ASPECT_ERROR:
-            raise UserError(
-                f"the camera matrix needs two alike positive focal lengths, got {fx:g} and {fy:g}: rectify"
-            )
+            raise UserError(f"the camera matrix needs two alike positive focal lengths, got {fx:g} and {fy:g}: rectify")
         if abs(k[0, 1]) > MAX_PIXEL_ASPECT_ERROR * fx or k[1, 0] != 0 or tuple(k[2]) != (0, 0, 1):
-            raise UserError(
-                "the camera matrix must have no skew and the last row 0, 0, 1: rectify the frames"
-            )
+            raise UserError("the camera matrix must have no skew and the last row 0, 0, 1: rectify the frames")
         return cls((fx + fy) / 2.0, (float(k[0, 2]), float(k[1, 2])))
 
 
@@ -150,10 +146,10 @@ def translation_from_camera(
 ) -> NDArray[np.float64]:
     """Return (N, 3) metres, where the origin of each body lies in the camera frame.
 
-    A crop of side b px centred on (x, y) shows one metre at depth z as focal / z px and, by the network's camera,
-    as s b / 2 px, so z = 2 focal / (s b). The offset of the crop from the principal point adds
-    2 (x - cx) / (s b) to tx, alike for y (CLIFF, Li et al., ECCV 2022; the depth as in SPIN, Kolotouros et al.,
-    ICCV 2019).
+    A crop of side b px centred on (x, y) shows one metre at depth z as focal / z px and, by the network's
+    camera, as s b / 2 px, so z = 2 focal / (s b). The offset of the crop from the principal point adds
+    2 (x - cx) / (s b) to tx, alike for y (CLIFF, Li et al., ECCV 2022; the depth as in SPIN, Kolotouros et
+    al., ICCV 2019).
     """
     camera = np.asarray(camera, np.float64)
     centre, side = crop_squares(boxes, box_scale)

@@ -148,9 +148,7 @@ def check_boxes(boxes: ArrayLike, frame_hw: tuple[int, int]) -> NDArray[np.float
         if w < 1 or h < 1:
             raise UserError(f"{text} is empty: width and height must be at least 1 px")
         if max(w, h) > limit:
-            raise UserError(
-                f"{text} is over {MAX_BOX_FACTOR:g} times as long as the {width} x {height} px frame"
-            )
+            raise UserError(f"{text} is over {MAX_BOX_FACTOR:g} times as long as the {width} x {height} px frame")
         if x >= width or y >= height or x + w <= 0 or y + h <= 0:
             raise UserError(f"{text} lies outside the {width} x {height} px frame")
     return array
@@ -161,9 +159,7 @@ def whole_frame_box(frame: Frame) -> NDArray[np.float64]:
     return np.array([[0.0, 0.0, frame.shape[1], frame.shape[0]]])
 
 
-def crop_squares(
-    boxes: NDArray[np.floating], box_scale: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def crop_squares(boxes: NDArray[np.floating], box_scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the centre (N, 2) and side (N,) in frame px of the square crop of each box (N, 4)."""
     boxes = np.asarray(boxes, np.float64)
     return boxes[:, :2] + (boxes[:, 2:] - 1.0) / 2.0, boxes[:, 2:].max(axis=1, initial=0.0) * box_scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -90,15 +91,11 @@ def rasterise(
         far_m,
         settings,
     )
-    depth[empty & (depth >= far_m * 0.9)] = (
-        far_m  # its conversion to inverse depth and back is not exact there
-    )
+    depth[empty & (depth >= far_m * 0.9)] = far_m  # its conversion to inverse depth and back is not exact there
     return colour, depth
 
 
-def project(
-    points: NDArray[np.floating], focal_px: float, centre_px: tuple[float, float]
-) -> NDArray[np.floating]:
+def project(points: NDArray[np.floating], focal_px: float, centre_px: tuple[float, float]) -> NDArray[np.floating]:
     """Project points (..., 3) in metres, camera frame, to pixels (..., 2); depths must not be zero."""
     points = np.asarray(points)
     return points[..., :2] * (focal_px / points[..., 2:]) + np.asarray(centre_px, points.dtype)
@@ -119,7 +116,8 @@ def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -
     for axis in range(3):  # bincount is several times faster than np.add.at
         normals[:, axis] = np.bincount(corners, np.tile(crossed[:, axis], 3), minlength=len(vertices))
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)
-    return np.divide(normals, lengths, out=np.zeros_like(normals), where=lengths > 1e-20)
+    unit: FloatArray = np.divide(normals, lengths, out=np.zeros_like(normals), where=lengths > 1e-20)
+    return unit
 
 
 def _checked_size(size_wh: tuple[int, int]) -> tuple[int, int]:
@@ -129,7 +127,7 @@ def _checked_size(size_wh: tuple[int, int]) -> tuple[int, int]:
     return width, height
 
 
-def _check_mesh(vertices: NDArray, faces: NDArray, colours: NDArray) -> None:
+def _check_mesh(vertices: NDArray[Any], faces: NDArray[Any], colours: NDArray[Any]) -> None:
     if vertices.ndim != 2 or vertices.shape[1] != 3:
         raise UserError(f"vertices must be (V, 3), got {vertices.shape}")
     if faces.ndim != 2 or faces.shape[1] != 3 or not np.issubdtype(faces.dtype, np.integer):
@@ -137,9 +135,7 @@ def _check_mesh(vertices: NDArray, faces: NDArray, colours: NDArray) -> None:
     if colours.shape != vertices.shape:
         raise UserError(f"colours must have the shape of vertices {vertices.shape}, got {colours.shape}")
     if len(faces) and (faces.min() < 0 or faces.max() >= len(vertices)):
-        raise UserError(
-            f"faces must point to vertices 0..{len(vertices) - 1}, got {faces.min()}..{faces.max()}"
-        )
+        raise UserError(f"faces must point to vertices 0..{len(vertices) - 1}, got {faces.min()}..{faces.max()}")
     if not np.isfinite(vertices).all():
         raise UserError("vertices must be finite, got NaN or infinity")
 
@@ -159,4 +155,4 @@ def _buffer(name: str, given: FloatArray | None, shape: tuple[int, ...], fill: f
         return np.full(shape, fill, np.float32)
     if given.shape != shape or given.dtype != np.float32:
         raise UserError(f"{name} must be {shape} float32 for this size_wh, got {given.shape} {given.dtype}")
-    return np.ascontiguousarray(given).copy()
+    return np.array(given, np.float32, order="C")

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from metro_edge.body import Body
+from metro_edge.errors import UserError
 from metro_edge.estimator import MeshEstimator
-from metro_edge.files import staging_folder, write_json
+from metro_edge.files import reason, staging_folder, write_json
 from metro_edge.preprocess import Frame
 from metro_edge.video.overlay import draw_bodies, side_by_side
 from metro_edge.video.sinks import write_picture
@@ -79,10 +80,18 @@ def write_results(
             "people": people,
         }
         write_json(staging / f"{stem}.json", document)
-        return [_moved(path, folder) for path in sorted(staging.iterdir())]
+        return _move_all(sorted(staging.iterdir()), folder)
 
 
-def _moved(path: Path, folder: Path) -> Path:
-    target = folder / path.name
-    os.replace(path, target)
-    return target
+def _move_all(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Move files into `folder`, over older ones; raises UserError before the first when one cannot go there."""
+    targets = [folder / path.name for path in paths]
+    for target in targets:
+        if target.is_dir():
+            raise UserError(f"cannot write {target}: a folder is in the way")
+    for path, target in zip(paths, targets, strict=True):
+        try:
+            os.replace(path, target)
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {reason(error)}") from None
+    return targets

@@ -59,9 +59,7 @@ class ModelSpec:
                 f"vertex_count {self.vertex_count} at least 1"
             )
         if not (self.box_scale > 0 and all(s > 0 for s in self.std)):
-            raise UserError(
-                f"spec {self.name!r}: box_scale {self.box_scale} and std {self.std} must be positive"
-            )
+            raise UserError(f"spec {self.name!r}: box_scale {self.box_scale} and std {self.std} must be positive")
 
     @property
     def joints(self) -> JointSet:
@@ -78,22 +76,26 @@ class ModelSpec:
         try:
             values: dict[str, Any] = json.loads(text)
             version = values.pop("schema_version", None)
-        except (json.JSONDecodeError, AttributeError) as error:
+        except (json.JSONDecodeError, AttributeError, TypeError) as error:
             raise UserError(f"spec.json is not a JSON object: {error}") from None
         if version != SCHEMA_VERSION:
-            raise UserError(
-                f"spec.json has schema version {version!r}, this metro-edge reads {SCHEMA_VERSION}"
-            )
+            raise UserError(f"spec.json has schema version {version!r}, this metro-edge reads {SCHEMA_VERSION}")
         fields = {f.name for f in dataclasses.fields(cls)}
         required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
         if unknown := values.keys() - fields:
             raise UserError(f"spec.json has unknown fields: {', '.join(sorted(unknown))}")
         if missing := required - values.keys():
             raise UserError(f"spec.json lacks: {', '.join(sorted(missing))}")
-        for key in ("mean", "std"):
-            if key in values:
-                values[key] = tuple(float(v) for v in values[key])
-        return cls(**values)
+        try:
+            for key in ("mean", "std"):
+                if key in values:
+                    red, green, blue = values[key]
+                    values[key] = (float(red), float(green), float(blue))
+            return cls(**values)
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UserError(f"spec.json has a value of the wrong kind: {error}") from None
 
 
 def check_precision(precision: str) -> str:

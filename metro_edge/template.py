@@ -161,9 +161,7 @@ class BodyTemplate:
         if self.vertices.shape != (count, 3) or not np.isfinite(self.vertices).all():
             raise ValueError(f"vertices must be finite and (V, 3), got {self.vertices.shape}")
         if not self.level_sizes or self.level_sizes[-1] != count:
-            raise ValueError(
-                f"the last level must be the full mesh of {count} vertices, levels are {self.level_sizes}"
-            )
+            raise ValueError(f"the last level must be the full mesh of {count} vertices, levels are {self.level_sizes}")
         columns = {
             f"upsampling{i}": (m, n)
             for i, (m, n) in enumerate(zip(self.upsampling, self.level_sizes[:-1], strict=True))
@@ -171,9 +169,7 @@ class BodyTemplate:
         columns |= {f"regressor {name}": (m, count) for name, m in self.regressors.items()}
         for name, (matrix, limit) in columns.items():
             if matrix.indices.shape != matrix.weights.shape or matrix.indices.ndim != 2:
-                raise ValueError(
-                    f"{name}: indices {matrix.indices.shape} and weights {matrix.weights.shape} differ"
-                )
+                raise ValueError(f"{name}: indices {matrix.indices.shape} and weights {matrix.weights.shape} differ")
             _check_indices(name, matrix.indices, limit)
         _check_indices("faces", self.faces, count)
         for i, (vertices, faces) in enumerate(zip(self.level_vertices, self.level_faces, strict=True)):
@@ -181,14 +177,10 @@ class BodyTemplate:
             _check_indices(f"level {i} faces", faces, len(vertices))
         for i, step in enumerate(self.upsampling):
             if len(step.indices) != self.level_sizes[i + 1]:
-                raise ValueError(
-                    f"upsampling {i} makes {len(step.indices)} vertices, not {self.level_sizes[i + 1]}"
-                )
+                raise ValueError(f"upsampling {i} makes {len(step.indices)} vertices, not {self.level_sizes[i + 1]}")
         for name, regressor in self.regressors.items():
             if len(regressor.indices) != len(joint_set(name)):
-                raise ValueError(
-                    f"regressor {name} has {len(regressor.indices)} rows, not {len(joint_set(name))}"
-                )
+                raise ValueError(f"regressor {name} has {len(regressor.indices)} rows, not {len(joint_set(name))}")
 
 
 def _check_indices(name: str, indices: NDArray[np.integer], limit: int) -> None:

@@ -47,9 +47,7 @@ class Latency:
         return values | {"calls": len(self.samples_ms), "warmup": self.warmup}
 
 
-def measure(
-    call: Callable[[], object], calls: int = 50, warmup: int = 5, limit_s: float | None = None
-) -> Latency:
+def measure(call: Callable[[], object], calls: int = 50, warmup: int = 5, limit_s: float | None = None) -> Latency:
     """Time `call` on the monotonic clock, one call after another.
 
     Args:

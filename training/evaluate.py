@@ -67,8 +67,7 @@ def best_constant_pose(people: ShardedPeople, template: BodyTemplate, rounds: in
     for i in range(rounds):
         title = f"constant pose {i + 1}/{rounds}"
         mean = _mean(
-            procrustes(v, np.broadcast_to(mean, v.shape)).astype(np.float32)
-            for _, v in _batches(people, 200, title)
+            procrustes(v, np.broadcast_to(mean, v.shape)).astype(np.float32) for _, v in _batches(people, 200, title)
         )
     return mean
 
@@ -87,6 +86,6 @@ def _mean(meshes: Iterable[FloatArray]) -> FloatArray:
 
 
 def _batches(people: ShardedPeople, size: int, title: str = "evaluate") -> Iterator[tuple[FloatArray, FloatArray]]:
-    loader: DataLoader[Any] = DataLoader(people, batch_size=size)  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(people, batch_size=size)
     for batch in tqdm(loader, desc=title, leave=False):
         yield batch["image"].numpy(), batch["vertices"].numpy()

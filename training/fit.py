@@ -41,7 +41,7 @@ def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int
     if not resume and last.is_file():
         raise UserError(f"{output} already holds a run: pass --resume to go on with it, or another --output")
     lightning.seed_everything(config.optim.seed, workers=True, verbose=False)
-    train, validation = _loaders(config)
+    data = PeopleData(config)
     module = MetroModule(config)
     checkpoints = ModelCheckpoint(
         dirpath=output / "checkpoints",
@@ -56,34 +56,57 @@ def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int
         max_epochs=config.optim.epochs,
         max_steps=max_steps,
         gradient_clip_val=config.optim.clip_norm,
-        callbacks=[checkpoints, LearningRateMonitor(), PredictionPictures(output / "pictures"), TQDMProgressBar(20)],
-        logger=[CSVLogger(output, name="", version="csv"), TensorBoardLogger(output, name="", version="tensorboard")],
+        callbacks=[
+            checkpoints,
+            LearningRateMonitor(),
+            PredictionPictures(output / "pictures"),
+            TQDMProgressBar(20),
+        ],
+        logger=[
+            CSVLogger(output, name="", version="csv"),
+            TensorBoardLogger(output, name="", version="tensorboard"),
+        ],
         val_check_interval=1.0 / config.optim.validations_per_epoch,
         num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
         enable_model_summary=False,
-        log_every_n_steps=20,
+        log_every_n_steps=max(1, min(20, len(data.people) // config.optim.batch_size)),
     )
-    trainer.fit(module, train, validation, ckpt_path=last if resume else None, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
     return Path(checkpoints.best_model_path or last)
 
 
-def _loaders(config: FitConfig) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    data, spec = config.data, config.spec
-    folders = [
-        people_shards(Path(data.folder), spec, seed=seed, count=count, workers=max(1, data.workers))
-        for seed, count in ((data.train_seed, data.train_count), (data.validation_seed, data.validation_count))
-    ]
-    options: dict[str, Any] = {
-        "batch_size": config.optim.batch_size,
-        "num_workers": data.workers,
-        "persistent_workers": data.workers > 0,
-        "pin_memory": torch.cuda.is_available(),
-    }
-    train = ShardedPeople(folders[0], spec, train=True)
-    return (
-        DataLoader(train, shuffle=True, drop_last=len(train) >= config.optim.batch_size, **options),
-        DataLoader(ShardedPeople(folders[1], spec, train=False), **options),
-    )
+class PeopleData(lightning.LightningDataModule):
+    """Generated people of a run: shards are made when missing, the augmentation changes with the epoch."""
+
+    def __init__(self, config: FitConfig) -> None:
+        super().__init__()
+        data, spec = config.data, config.spec
+        self.batch_size, self.workers = config.optim.batch_size, data.workers
+        folders = [
+            people_shards(Path(data.folder), spec, seed=seed, count=count, workers=max(1, data.workers))
+            for seed, count in ((data.train_seed, data.train_count), (data.validation_seed, data.validation_count))
+        ]
+        self.people = ShardedPeople(folders[0], spec, train=True, seed=config.optim.seed)
+        self.held_out = ShardedPeople(folders[1], spec)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return this epoch's loader; its workers inherit the epoch, so there is a new one for each."""
+        self.people.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        return self._loader(self.people, shuffle=True, drop_last=len(self.people) >= self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the held-out samples, not augmented."""
+        return self._loader(self.held_out)
+
+    def _loader(self, people: ShardedPeople, **options: Any) -> DataLoader[Any]:
+        return DataLoader(
+            people,
+            batch_size=self.batch_size,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
 
 
 def _processes() -> dict[str, Any]:

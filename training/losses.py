@@ -47,6 +47,9 @@ class MetroLoss(nn.Module):
     `has_joints_2d` (N,), 1 where the sample carries the label.
     """
 
+    regressor_indices: Tensor
+    regressor_weights: Tensor
+
     def __init__(self, template: BodyTemplate, joints: JointSet, weights: LossWeights) -> None:
         super().__init__()
         self.weights = weights

@@ -30,7 +30,7 @@ class MetroModule(lightning.LightningModule):
         self.model = build_model(config)
         if config.optim.pretrained:
             load_pretrained(self.model.backbone)
-        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = self.model.to(memory_format=torch.channels_last)
         self.loss = MetroLoss(self.template, config.spec.joints, config.losses)
         self._validation: list[np.ndarray] = []
 
@@ -72,7 +72,7 @@ class MetroModule(lightning.LightningModule):
         errors = torch.from_numpy(np.concatenate(self._validation)).float().to(self.device)
         self._validation.clear()
         sums = torch.cat([errors.sum(0), errors.new_tensor([len(errors)])])
-        sums = self.all_gather(sums).reshape(-1, len(METRIC_NAMES) + 1).sum(0)
+        sums = torch.as_tensor(self.all_gather(sums)).reshape(-1, len(METRIC_NAMES) + 1).sum(0)
         for name, value in zip(METRIC_NAMES, sums[:-1] / sums[-1] * 1e3, strict=True):
             self.log(f"validation/{name}_mm", value, prog_bar=True, rank_zero_only=True)
 

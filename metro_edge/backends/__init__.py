@@ -57,9 +57,7 @@ class Session(ABC):
         """
         size = self.spec.image_size
         if images.dtype != np.float32 or images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise UserError(
-                f"images must be (N, 3, {size}, {size}) float32, got {images.shape} {images.dtype}"
-            )
+            raise UserError(f"images must be (N, 3, {size}, {size}) float32, got {images.shape} {images.dtype}")
         count = len(images)
         shapes = ((count, 3), (count, len(self.spec.joints), 3), (count, self.spec.vertex_count, 3))
         if not count:
@@ -87,9 +85,7 @@ class Session(ABC):
         self.close()
 
 
-def open_session(
-    bundle: Bundle, precision: str = "fp32", backend: str = "onnxruntime", **options: Any
-) -> Session:
+def open_session(bundle: Bundle, precision: str = "fp32", backend: str = "onnxruntime", **options: Any) -> Session:
     """Open a bundle's network on a backend.
 
     Args:

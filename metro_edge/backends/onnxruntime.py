@@ -47,6 +47,10 @@ class OnnxRuntimeSession(Session):
             known = ", ".join(ort.get_available_providers())
             raise UserError(f"this ONNX Runtime has no provider {provider!r}; it has {known}")
         graph = bundle.onnx_bytes(precision)
+        if precision == "int8" and provider == "CPUExecutionProvider":
+            from metro_edge.backends.int8_twin import cpu_twin
+
+            graph = cpu_twin(graph)  # the same numbers, in the form that the fast CPU kernels take
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
@@ -56,15 +60,11 @@ class OnnxRuntimeSession(Session):
             session = ort.InferenceSession(graph, options, providers=[provider])
         except Exception as error:  # its exceptions have no common base but Exception
             reason = str(error).strip().splitlines()[0]
-            raise BundleError(
-                f"ONNX Runtime cannot load the {precision} network of {bundle.path}: {reason}"
-            ) from None
+            raise BundleError(f"ONNX Runtime cannot load the {precision} network of {bundle.path}: {reason}") from None
         session.disable_fallback()
         # A provider that cannot start is replaced by the CPU with a warning only.
         if session.get_providers()[0] != provider:
-            raise UserError(
-                f"provider {provider} did not start; ONNX Runtime offered {session.get_providers()[0]}"
-            )
+            raise UserError(f"provider {provider} did not start; ONNX Runtime offered {session.get_providers()[0]}")
         self.spec = bundle.spec
         self.precision = precision
         self.device = f"onnxruntime {ort.__version__} {provider}"
@@ -93,13 +93,9 @@ def _input_dtype(session: Any, spec: ModelSpec, name: str) -> type[np.floating[A
         )
     unknown = {tensor.type for tensor in (*inputs, *outputs)} - _DTYPES.keys()
     if unknown:
-        raise BundleError(
-            f"the {name} has tensors of type {', '.join(sorted(unknown))}; expected float or float16"
-        )
+        raise BundleError(f"the {name} has tensors of type {', '.join(sorted(unknown))}; expected float or float16")
     shape = list(inputs[0].shape)
     if shape[1:] != [3, spec.image_size, spec.image_size] or isinstance(shape[0], int):
-        raise BundleError(
-            f"the {name} takes images {shape}; expected (any, 3, {spec.image_size}, {spec.image_size})"
-        )
+        raise BundleError(f"the {name} takes images {shape}; expected (any, 3, {spec.image_size}, {spec.image_size})")
     dtype: type[np.floating[Any]] = _DTYPES[inputs[0].type]
     return dtype

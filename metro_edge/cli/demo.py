@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metro_edge.cli.run import add_model_options
 
+if TYPE_CHECKING:
+    from metro_edge.demo import PrecisionResult
+
 NOTES = """\
-Latency: frame -> bodies, one person, {calls} calls after {warmup} to warm up. Errors: {frames} frames of the shipped
-rendered clip, joints regressed from the mesh ({joint_set}). lost: growth of MPVPE over {reference}; moved: mean
-distance of the vertices from {reference}'s.
+Latency: frame -> bodies, one person, {calls} calls after {warmup} to warm up.
+Errors: {frames} frames of the shipped rendered clip, joints regressed from the mesh ({joint_set}).
+lost: growth of MPVPE over {reference}; moved: mean distance of the vertices from {reference}'s.
 {machine}"""
 
 
@@ -20,8 +23,8 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "demo",
         help="bodies on a shipped picture and clip, with a table of speed and error",
-        description="Write overlays of a shipped picture and a shipped clip, and print latency and error of every "
-        "precision in the bundle. Takes less than a minute.",
+        description="Write overlays of a shipped picture and a shipped clip, and print latency and error of "
+        "every precision in the bundle. Takes less than a minute.",
     )
     add_model_options(parser)
     parser.add_argument(
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     bundle, assets = Bundle.load(args.bundle), DemoAssets.load(args.assets)
     folder = output_folder(args.output)
-    results = []
+    results: list[PrecisionResult] = []
     for precision in tqdm(bundle.precisions, desc="precisions", leave=False):
         with MeshEstimator.from_bundle(bundle, precision, threads=args.threads) as estimator:
             if not results:

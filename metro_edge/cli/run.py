@@ -17,9 +17,7 @@ def add_parser(subparsers: Any) -> None:
         help="find bodies in pictures",
         description="Write an overlay (PNG), joints and cameras (JSON) and one mesh per person (OBJ, GLB).",
     )
-    parser.add_argument(
-        "pictures", metavar="PICTURE", nargs="+", type=Path, help="JPEG, PNG, WebP, TIFF or BMP"
-    )
+    parser.add_argument("pictures", metavar="PICTURE", nargs="+", type=Path, help="JPEG, PNG, WebP, TIFF or BMP")
     parser.add_argument(
         "--box",
         metavar="X,Y,W,H",
@@ -38,17 +36,13 @@ def add_parser(subparsers: Any) -> None:
         help="focal length in pixels (default: the picture's diagonal, about a normal lens)",
     )
     parser.add_argument("--side-by-side", action="store_true", help="put the bare picture beside the overlay")
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, default=Path("out"), help="folder (default: out)"
-    )
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, default=Path("out"), help="folder (default: out)")
     parser.set_defaults(run=run)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add --bundle and --threads, which every command that runs a network has."""
-    parser.add_argument(
-        "--bundle", metavar="B", type=Path, help="folder or .zip (default: the shipped bundle)"
-    )
+    parser.add_argument("--bundle", metavar="B", type=Path, help="folder or .zip (default: the shipped bundle)")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the engine's choice)")
 
 

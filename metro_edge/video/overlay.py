@@ -24,9 +24,7 @@ PALETTE = (
     (0.84, 0.84, 0.84),
 )
 LEFT_BGR, RIGHT_BGR, MIDDLE_BGR = (60, 170, 255), (255, 150, 50), (110, 210, 110)
-MAX_SUPERSAMPLED_PX = (
-    4_000_000  # larger regions are drawn at one sample per pixel: edges are fine there anyway
-)
+MAX_SUPERSAMPLED_PX = 4_000_000  # larger regions are drawn at one sample per pixel: edges are fine there anyway
 
 _KEY_LIGHT = np.array((-0.45, -0.65, -0.85))  # towards the light: from above, the left and behind the camera
 _FILL_LIGHT = np.array((0.8, -0.1, -0.5))
@@ -55,8 +53,8 @@ def draw_bodies(
 
 
 def draw_skeletons(frame: Frame, bodies: Sequence[Body]) -> Frame:
-    """Return a copy of `frame` with joints and bones: left orange, right blue, middle green; raises UserError."""
-    canvas = check_frame(frame).copy()
+    """Return a copy of `frame` with joints and bones, left orange, right blue, middle green."""
+    canvas: Frame = check_frame(frame).copy()
     for body in bodies:
         joints = joint_set(body.joint_set)
         points = body.joints_px
@@ -87,10 +85,10 @@ def shade(
     key = np.clip(normals @ (_KEY_LIGHT / np.linalg.norm(_KEY_LIGHT)), 0.0, 1.0)
     fill = np.clip(normals @ (_FILL_LIGHT / np.linalg.norm(_FILL_LIGHT)), 0.0, 1.0)
     sky = 0.5 - 0.5 * normals[:, 1]  # brighter where the surface looks up
-    light = 0.22 + 0.62 * key + 0.14 * fill + 0.14 * sky
-    colours = light[:, None] * np.asarray(base)
+    light = 0.30 + 0.64 * key + 0.16 * fill + 0.14 * sky
     highlight = 0.10 * key**24
-    return np.clip(colours + highlight[:, None], 0.0, 1.0).astype(np.float32)
+    colours: NDArray[np.float64] = light[:, None] * np.asarray(base) + highlight[:, None]
+    return np.clip(colours, 0.0, 1.0).astype(np.float32)
 
 
 def _draw_meshes(canvas: Frame, bodies: Sequence[Body], opacity: float, supersample: int) -> None:
@@ -101,10 +99,10 @@ def _draw_meshes(canvas: Frame, bodies: Sequence[Body], opacity: float, supersam
     x0, y0, x1, y1 = region
     scale = supersample if (x1 - x0) * (y1 - y0) * supersample**2 <= MAX_SUPERSAMPLED_PX else 1
     size_wh = ((x1 - x0) * scale, (y1 - y0) * scale)
-    colour: NDArray[np.float32] | None = None
-    depth: NDArray[np.float32] | None = None
     placed = [body.vertices + body.translation for body in bodies]
     near, far = _depth_range(placed)
+    colour = np.zeros((size_wh[1], size_wh[0], 3), np.float32)
+    depth = np.full((size_wh[1], size_wh[0]), far, np.float32)
     for number, (body, vertices) in enumerate(zip(bodies, placed, strict=True)):
         colour, depth = rasterise(
             vertices,
@@ -122,16 +120,18 @@ def _draw_meshes(canvas: Frame, bodies: Sequence[Body], opacity: float, supersam
             near_m=near,
             far_m=far,
         )
-    if colour is None or depth is None:
-        return
-    alpha = (depth < far).astype(np.float32)
+    alpha = (depth < np.float32(far)).astype(np.float32)
     colour *= alpha[..., None]
     if scale > 1:
-        colour = cv2.resize(colour, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
-        alpha = cv2.resize(alpha, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
+        colour, alpha = _shrink(colour, scale), _shrink(alpha, scale)
     part = canvas[y0:y1, x0:x1]
     blended = part * (1.0 - opacity * alpha[..., None]) + (255.0 * opacity) * colour
     part[:] = np.rint(np.clip(blended, 0.0, 255.0)).astype(np.uint8)
+
+
+def _shrink(picture: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    size_wh = (picture.shape[1] // factor, picture.shape[0] // factor)
+    return np.asarray(cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _covered(frame_hw: tuple[int, ...], bodies: Sequence[Body]) -> tuple[int, int, int, int] | None:
@@ -160,15 +160,9 @@ def _fixed(point: NDArray[np.floating]) -> tuple[int, int]:
     return x, y
 
 
-def _side_bgr(first: str, second: str) -> tuple[int, int, int]:
-    for side, colour in (("left_", LEFT_BGR), ("right_", RIGHT_BGR)):
-        if first.startswith(side) and second.startswith(side):
-            return colour
-        # A limb that starts in the middle, as shoulder to neck, has the limb's colour.
-        if (first.startswith(side) or second.startswith(side)) and not _two_sides(first, second):
-            return colour
-    return MIDDLE_BGR
-
-
-def _two_sides(first: str, second: str) -> bool:
-    return {first.split("_")[0], second.split("_")[0]} == {"left", "right"}
+def _side_bgr(*joints: str) -> tuple[int, int, int]:
+    """Return the colour of a joint or bone: a side's if it has one, also where it ends in the middle."""
+    sides = {name.split("_")[0] for name in joints} & {"left", "right"}
+    if len(sides) != 1:
+        return MIDDLE_BGR
+    return LEFT_BGR if sides == {"left"} else RIGHT_BGR

@@ -45,9 +45,7 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[Frame], fps: floa
                             f"cannot write {path}: OpenCV cannot encode .mp4 video of {width} x {height} px"
                         )
                 if (width, height) != size_wh:
-                    raise UserError(
-                        f"frames of a video must have one size, got {size_wh} and {(width, height)}"
-                    )
+                    raise UserError(f"frames of a video must have one size, got {size_wh} and {(width, height)}")
                 writer.write(frame)
                 count += 1
         finally:

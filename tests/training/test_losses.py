@@ -19,7 +19,11 @@ N = 3
 def _batch(seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     rest = torch.from_numpy(TEMPLATE.vertices)
-    vertices = rest + 0.05 * torch.randn(N, 1, 3, generator=generator) + torch.randn(N, *rest.shape, generator=generator) * 0.01
+    vertices = (
+        rest
+        + 0.05 * torch.randn(N, 1, 3, generator=generator)
+        + torch.randn(N, *rest.shape, generator=generator) * 0.01
+    )
     joints = torch.from_numpy(TEMPLATE.joints("h36m14", vertices.numpy())).float()
     joints_2d = torch.cat([torch.rand(N, 14, 2, generator=generator) * 2 - 1, torch.ones(N, 14, 1)], -1)
     ones = torch.ones(N)
@@ -116,7 +120,9 @@ def test_regression_equals_the_runtime() -> None:
     np.testing.assert_allclose(regressed, TEMPLATE.joints("h36m14", batch["vertices"].numpy()), atol=1e-6)
 
 
-@pytest.mark.parametrize("weights", [{"joints": -1.0}, dict.fromkeys(("vertices", "joints", "regressed_joints", "joints_2d"), 0.0)])
+@pytest.mark.parametrize(
+    "weights", [{"joints": -1.0}, dict.fromkeys(("vertices", "joints", "regressed_joints", "joints_2d"), 0.0)]
+)
 def test_senseless_weights_are_refused(weights: dict[str, float]) -> None:
     with pytest.raises(UserError, match="loss weights"):
         LossWeights(**weights)

@@ -22,9 +22,7 @@ def nearest(points: FloatArray, queries: FloatArray, count: int = 1) -> tuple[Fl
     reference = torch.from_numpy(np.ascontiguousarray(points, np.float32))
     distances, indices = [], []
     for chunk in torch.from_numpy(np.ascontiguousarray(queries, np.float32)).split(2048):
-        d, i = torch.cdist(chunk, reference, compute_mode="donot_use_mm_for_euclid_dist").topk(
-            count, largest=False
-        )
+        d, i = torch.cdist(chunk, reference, compute_mode="donot_use_mm_for_euclid_dist").topk(count, largest=False)
         distances.append(d)
         indices.append(i)
     return torch.cat(distances).numpy(), torch.cat(indices).numpy()
@@ -47,9 +45,7 @@ def mirror_permutation(rest: FloatArray, tolerance_m: float = 1e-3) -> IntArray:
     return mirror
 
 
-def symmetric_subset(
-    population: FloatArray, candidates: IntArray, mirror: IntArray, count: int
-) -> IntArray:
+def symmetric_subset(population: FloatArray, candidates: IntArray, mirror: IntArray, count: int) -> IntArray:
     """Choose `count` of `candidates` that best span the others linearly, in mirror pairs.
 
     Greedy column-subset selection (pivoted Gram-Schmidt): each round takes the vertex whose position is worst
@@ -154,5 +150,5 @@ def _simplex_fit(offsets: FloatArray, ridge: float = 1e-4) -> FloatArray:
 def mirrored_regressor(matrix: SparseMatrix, mirror: IntArray, swap: tuple[int, ...]) -> SparseMatrix:
     """Return the regressor averaged with its mirror image, so that left and right are exact counterparts."""
     indices = np.concatenate([matrix.indices, mirror[matrix.indices[list(swap)]].astype(np.int32)], 1)
-    weights = np.concatenate([matrix.weights, matrix.weights[list(swap)]], 1) / 2
+    weights = np.concatenate([matrix.weights, matrix.weights[list(swap)]], 1) / np.float32(2)
     return SparseMatrix(indices, weights)

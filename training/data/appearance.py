@@ -1,7 +1,7 @@
 """How a made person looks: skin, hair, clothes with textures, loose cloth and hair as displaced surface, and light.
 
-Everything is per vertex of the Anny mesh and drawn with interpolated colours. Colours are BGR; albedo and light are linear,
-and `shade` returns display values, gamma 2.2.
+Everything is per vertex of the Anny mesh and drawn with interpolated colours. Colours are BGR; albedo and
+light are linear, and `shade` returns display values, gamma 2.2.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Tables:
         rest: (V, 3) metres, rig frame, reference pose of the average body.
         along: (V,) metres down a garment: height on the torso, distance along a limb.
         head: (V, 3) metres relative to the middle of the head.
+        area: (V,) square metres, a third of the triangles around.
     """
 
     part: NDArray[np.uint8]
@@ -57,6 +58,7 @@ class Tables:
     rest: Floats
     along: Floats
     head: Floats
+    area: Floats
 
 
 def _part_of_bone(name: str) -> str:
@@ -98,12 +100,16 @@ def tables() -> Tables:
         if kind == "arm":
             along[mine] = metres - 0.35
     head = rest - np.array([0, -0.045, 0.665], np.float32)
-    return Tables(part, limb, rest, along, head)
+    faces = model.get_triangular_faces().numpy()
+    a, b, c = (rest[faces[:, k]] for k in range(3))
+    third = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 6
+    area = np.bincount(faces.T.ravel(), np.tile(third, 3), minlength=len(rest)).astype(np.float32)
+    return Tables(part, limb, rest, along, head, area)
 
 
 def _limb_coordinate(rig: Rig, kind: str, side: str, points: Floats) -> tuple[Floats, Floats]:
     limb = rig.limbs[kind, side]
-    a, b, c = rig.heads[limb.upper], rig.heads[limb.lower], rig.heads[limb.end]
+    a, b = rig.heads[limb.upper], rig.heads[limb.lower]
     first = (points - a) @ limb.along
     second = (points - b) @ limb.fore
     upper, lower = limb.lengths
@@ -117,12 +123,14 @@ def noise3(points: Floats, rng: Rng, size_m: float, waves: int = 5) -> Floats:
     """Return smooth noise (P,), about -1..1, over points (P, 3): waves of about `size_m` in random directions."""
     directions = rng.normal(0, 1, (3, waves)).astype(np.float32) * np.float32(2 / size_m)
     phases = rng.uniform(0, 2 * np.pi, waves).astype(np.float32)
-    return np.sin(points @ directions + phases).sum(1) / np.float32(np.sqrt(waves))
+    share = np.full(waves, 1 / np.sqrt(waves), np.float32)
+    return np.sin(points @ directions + phases) @ share
 
 
 def linear_bgr(rgb: Any) -> Floats:
     """Return linear BGR in [0, 1] of sRGB values 0..255 (..., 3)."""
-    return (np.clip(np.asarray(rgb, np.float32)[..., ::-1], 0, 255) / 255) ** GAMMA
+    bgr: Floats = (np.clip(np.asarray(rgb, np.float32)[..., ::-1], 0, 255) / 255) ** GAMMA
+    return bgr
 
 
 @dataclass
@@ -144,7 +152,7 @@ def _cloth_colour(rng: Rng) -> Floats:
         return linear_bgr(np.clip(np.array([70, 92, 130]) * level, 5, 250))
     if kind < 0.58:  # beige, brown, olive
         return linear_bgr(np.clip(np.array([150, 125, 90]) * rng.uniform(0.35, 1.5) + rng.normal(0, 12, 3), 5, 250))
-    hsv = np.uint8([[[rng.integers(0, 180), rng.integers(90, 256), rng.integers(60, 256)]]])
+    hsv = np.array([[[rng.integers(0, 180), rng.integers(60, 245), rng.integers(50, 250)]]], np.uint8)
     return linear_bgr(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0])
 
 
@@ -214,7 +222,7 @@ def _face(albedo: Floats, t: Tables, is_part: dict[str, NDArray[np.bool_]], rng:
     brow = front & (np.abs(z - 0.012) < 0.006) & (np.abs(x - 0.032) < 0.022)
     albedo[brow] *= rng.uniform(0.25, 0.7)
     lips = front & (np.abs(z + 0.062) < 0.008) & (x < 0.022)
-    albedo[lips] *= np.float32([0.62, 0.62, rng.uniform(0.75, 1.1)])
+    albedo[lips] *= np.array([0.62, 0.62, rng.uniform(0.75, 1.1)], np.float32)
 
 
 def _dress(
@@ -227,10 +235,10 @@ def _dress(
     # Bottom: from the waist to somewhere on the leg.
     length = float(rng.choice([rng.uniform(0.05, 0.3), rng.uniform(0.4, 1.0), rng.uniform(1.5, 1.9), 2.1],
                               p=[0.10, 0.28, 0.12, 0.50]))  # fmt: skip
-    loose = rng.uniform(0.002, 0.030) if rng.random() < 0.75 else 0.001
+    loose = float(rng.choice([0.001, rng.uniform(0.003, 0.02), rng.uniform(0.02, 0.045)], p=[0.2, 0.45, 0.35]))
     bottom = (trunk & (z < waist)) | (is_part["leg"] & (t.limb < length))
     albedo[bottom] = _pattern(t, bottom, rng)
-    thickness[bottom] = loose * (0.5 + 0.5 * np.clip(t.limb[bottom], 0, 1))
+    thickness[bottom] = loose * _folds(t, bottom, rng) * (0.4 + 0.6 * np.clip(t.limb[bottom] / length, 0, 1))
     # Socks and shoes.
     if rng.random() < 0.5:
         sock = (is_part["leg"] & (t.limb > rng.uniform(1.2, 1.9)) & ~bottom) | is_part["foot"]
@@ -260,14 +268,21 @@ def _dress(
     if rng.random() < 0.12:
         top |= is_part["neck"] & (z < rng.uniform(0.5, 0.56))
     albedo[top] = _pattern(t, top, rng)
-    loose = rng.uniform(0.002, 0.030) if rng.random() < 0.8 else 0.001
-    thickness[top] = np.maximum(thickness[top] + 0.002, loose * (0.45 + 0.55 * np.clip(0.45 - z[top], 0, 0.5) / 0.5))
+    loose = float(rng.choice([0.001, rng.uniform(0.003, 0.02), rng.uniform(0.02, 0.045)], p=[0.15, 0.45, 0.40]))
+    hang = np.where(is_part["arm"][top], 0.9, 0.3 + 0.7 * np.clip(0.45 - z[top], 0, 0.4) / 0.4)
+    hang *= np.clip((0.56 - z[top]) / 0.08, 0.1, 1)  # it lies on the shoulders
+    thickness[top] = np.maximum(thickness[top] + 0.002, loose * _folds(t, top, rng) * hang)
     if rng.random() < 0.18:  # an open jacket or a vest over it
         over = top & ((t.rest[:, 1] > -0.02) | (np.abs(t.rest[:, 0]) > rng.uniform(0.03, 0.1)))
         albedo[over] = _pattern(t, over, rng)
         thickness[over] += 0.008
     if rng.random() < 0.05:
         albedo[is_part["hand"]] = _cloth_colour(rng)
+
+
+def _folds(t: Tables, where: NDArray[np.bool_], rng: Rng) -> Floats:
+    """Return factors (n,) about 1 that make cloth uneven."""
+    return np.clip(1 + rng.uniform(0.1, 0.5) * noise3(t.rest[where], rng, rng.uniform(0.08, 0.2)), 0.1, 2)
 
 
 def _hair(
@@ -285,7 +300,7 @@ def _hair(
     colour = linear_bgr(np.clip(tone + rng.normal(0, 8, 3), 4, 255))
     kind = rng.random()
     scalp = head & (z + 0.75 * y > rng.uniform(0.015, 0.04)) & (z > -0.07)
-    streaks = (1 + 0.25 * noise3(t.rest * np.float32([1, 1, 0.3]), rng, 0.02))[:, None]
+    streaks = (1 + 0.25 * noise3(t.rest * np.array([1, 1, 0.3], np.float32), rng, 0.02))[:, None]
     if kind > (0.10 if gender < 0.5 else 0.02):
         albedo[scalp] = (colour * streaks)[scalp]
         thickness[scalp] += rng.uniform(0.003, 0.02)
@@ -337,9 +352,7 @@ def sample_light(rng: Rng, up: Floats) -> Light:
     return Light(ambient.astype(np.float32), gradient.astype(np.float32), lamps, bool(rng.random() < 0.6))
 
 
-def shade(
-    vertices: Floats, normals: Floats, faces: NDArray[np.int32], look: Look, light: Light, rng: Rng
-) -> Floats:
+def shade(vertices: Floats, normals: Floats, faces: NDArray[np.int32], look: Look, light: Light, rng: Rng) -> Floats:
     """Return display colours (V, 3) BGR in [0, 1] of a person in the camera frame.
 
     Wrinkles are small noise on the normals of cloth. The first lamp may cast shadows of the person on itself.
@@ -359,7 +372,7 @@ def shade(
         total = total + lit[:, None] * colour
     shine = np.float32(rng.uniform(0, 0.12))
     if shine > 0.05:  # a soft highlight towards the camera
-        half = light.lamps[0][0] + np.float32([0, 0, -1])
+        half = light.lamps[0][0] + np.array([0, 0, -1], np.float32)
         gloss = np.clip(normals @ (half / np.linalg.norm(half)), 0, 1) ** 16
         total = total + (shine * gloss)[:, None]
     values = np.clip(look.albedo * total, 0, 1)
@@ -375,7 +388,7 @@ def _unshadowed(vertices: Floats, faces: NDArray[np.int32], direction: Floats, s
     middle = (vertices.max(0) + vertices.min(0)) / 2
     radius = float(np.linalg.norm(np.ptp(vertices, axis=0))) / 2 + 0.05
     distance = 12 * radius  # far enough for nearly parallel rays
-    seen = (vertices - middle) @ axes + np.float32([0, 0, distance])
+    seen = (vertices - middle) @ axes + np.array([0, 0, distance], np.float32)
     focal = 0.5 * size * distance / radius * 0.95
     _, depth = rasterise(
         seen, faces, np.zeros_like(seen), focal, ((size - 1) / 2, (size - 1) / 2), (size, size),

@@ -69,9 +69,9 @@ def _plane(rng: Rng, side: int, horizon: float) -> NDArray[np.float32]:
     elif kind == 1:  # boards
         mask = (np.modf(np.abs(u * rate))[0] < 0.06).astype(np.float32)
     elif kind == 2:  # painted lines
-        mask = ((np.abs(np.modf(np.abs(u * rate * 0.4))[0] - 0.5) < 0.03) | (np.abs(np.modf(v * 0.4)[0]) < 0.04)).astype(
-            np.float32
-        )
+        mask = (
+            (np.abs(np.modf(np.abs(u * rate * 0.4))[0] - 0.5) < 0.03) | (np.abs(np.modf(v * 0.4)[0]) < 0.04)
+        ).astype(np.float32)
     else:
         mask = np.zeros_like(u)
     floor = _blend(0.8 * mask, np.broadcast_to(_colour(rng), (rows, side, 3)).astype(np.float32), _colour(rng))
@@ -88,7 +88,13 @@ def _boxes(rng: Rng, picture: NDArray[np.float32], count: int, low: float, high:
         colour = _colour(rng)
         cv2.rectangle(picture, (x, bottom - h), (x + w, bottom), _scalar(colour), -1)
         if rng.random() < 0.6:
-            cv2.rectangle(picture, (x, bottom - h), (x + w, bottom), _scalar(colour * rng.uniform(0.4, 1.5)), int(rng.integers(1, 9)))
+            cv2.rectangle(
+                picture,
+                (x, bottom - h),
+                (x + w, bottom),
+                _scalar(colour * rng.uniform(0.4, 1.5)),
+                int(rng.integers(1, 9)),
+            )
         for k in range(int(rng.integers(0, 5))):  # shelves or panes
             y = bottom - int(h * (k + 1) / 6)
             cv2.line(picture, (x, y), (x + w, y), _scalar(colour * 0.5), int(rng.integers(1, 4)))
@@ -96,7 +102,11 @@ def _boxes(rng: Rng, picture: NDArray[np.float32], count: int, low: float, high:
 
 def _room(rng: Rng, side: int) -> NDArray[np.float32]:
     horizon = rng.uniform(0.45, 0.8)
-    wall = _blend(octaves(rng, side, 1, 3), np.broadcast_to(_colour(rng, 0.3), (side, side, 3)).astype(np.float32), _colour(rng, 0.3))
+    wall = _blend(
+        octaves(rng, side, 1, 3),
+        np.broadcast_to(_colour(rng, 0.3), (side, side, 3)).astype(np.float32),
+        _colour(rng, 0.3),
+    )
     floor = _plane(rng, side, horizon)
     wall[side - len(floor) :] = floor
     if rng.random() < 0.4:  # a corner
@@ -109,9 +119,15 @@ def _room(rng: Rng, side: int) -> NDArray[np.float32]:
 def _field(rng: Rng, side: int) -> NDArray[np.float32]:
     horizon = rng.uniform(0.2, 0.65)
     top = np.array([rng.uniform(150, 255), rng.uniform(120, 225), rng.uniform(80, 215)], np.float32)
-    sky = _blend(octaves(rng, side, 1, 6), np.broadcast_to(top, (side, side, 3)).astype(np.float32), np.float32([240, 235, 230]))
+    sky = _blend(
+        octaves(rng, side, 1, 6),
+        np.broadcast_to(top, (side, side, 3)).astype(np.float32),
+        np.array([240, 235, 230], np.float32),
+    )
     rows = side - int(horizon * side)
-    greens = np.float32([[40, 110, 70], [60, 150, 110], [110, 160, 190], [150, 160, 170], [230, 235, 240], [90, 100, 110]])
+    greens = np.array(
+        [[40, 110, 70], [60, 150, 110], [110, 160, 190], [150, 160, 170], [230, 235, 240], [90, 100, 110]], np.float32
+    )
     ground = greens[rng.integers(0, len(greens))] * rng.uniform(0.5, 1.2)
     grain = octaves(rng, side, 4, 9, 0.95)[:rows]
     sky[side - rows :] = np.broadcast_to(ground, (rows, side, 3)) * (0.55 + 0.9 * grain[..., None])
@@ -134,13 +150,25 @@ def _crowd(rng: Rng, side: int) -> NDArray[np.float32]:
     for row in np.arange(0, side + size * 2, size * rng.uniform(0.6, 1.1)):
         for column in np.arange(-size, side + size, size * rng.uniform(0.7, 1.2)):
             x, y = column + rng.normal(0, size * 0.2), row + rng.normal(0, size * 0.15)
-            shirt, skin = _colour(rng, 1.0), np.float32([120, 150, 200]) * rng.uniform(0.3, 1.1)
+            shirt, skin = _colour(rng, 1.0), np.array([120, 150, 200], np.float32) * rng.uniform(0.3, 1.1)
             scale = size * rng.uniform(0.8, 1.2)
-            cv2.ellipse(picture, (int(x), int(y + scale)), (int(scale * 0.5), int(scale * 0.8)), 0, 0, 360, _scalar(shirt), -1)
+            cv2.ellipse(
+                picture, (int(x), int(y + scale)), (int(scale * 0.5), int(scale * 0.8)), 0, 0, 360, _scalar(shirt), -1
+            )
             cv2.circle(picture, (int(x), int(y)), max(1, int(scale * 0.27)), _scalar(skin), -1)
             if scale > 14:
-                cv2.ellipse(picture, (int(x), int(y - scale * 0.1)), (int(scale * 0.26), int(scale * 0.18)), 0, 180, 360, _scalar(skin * 0.2), -1)
-    return cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.6, 3))
+                cv2.ellipse(
+                    picture,
+                    (int(x), int(y - scale * 0.1)),
+                    (int(scale * 0.26), int(scale * 0.18)),
+                    0,
+                    180,
+                    360,
+                    _scalar(skin * 0.2),
+                    -1,
+                )
+    blurred: Any = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.6, 3))
+    return np.asarray(blurred, np.float32)
 
 
 def _city(rng: Rng, side: int) -> NDArray[np.float32]:
@@ -163,7 +191,9 @@ def _city(rng: Rng, side: int) -> NDArray[np.float32]:
 
 def _wood(rng: Rng, side: int) -> NDArray[np.float32]:
     grain = octaves(rng, side, 2, 8, 0.75)
-    stretched = cv2.resize(grain[:, : side // int(rng.integers(4, 24))], (side, side), interpolation=cv2.INTER_LINEAR)
+    stretched: Any = cv2.resize(
+        grain[:, : side // int(rng.integers(4, 24))], (side, side), interpolation=cv2.INTER_LINEAR
+    )
     return _blend(stretched if rng.random() < 0.5 else stretched.T, _colour(rng), _colour(rng))
 
 
@@ -189,21 +219,23 @@ def _shapes(rng: Rng, side: int) -> NDArray[np.float32]:
 
 def _limbs(rng: Rng, picture: NDArray[np.float32], centre: NDArray[np.floating], size: float) -> None:
     """Skin-coloured bent bars: arms and legs of nobody."""
-    colour = np.float32([120, 150, 205]) * rng.uniform(0.25, 1.15)
+    colour = np.array([120, 150, 205], np.float32) * rng.uniform(0.25, 1.15)
     points = np.cumsum(np.vstack([centre, rng.normal(0, size, (2, 2))]), 0).astype(np.int32)
     cv2.polylines(picture, [points], False, _scalar(colour), max(2, int(size * 0.3)), cv2.LINE_AA)
 
 
 def _foliage(rng: Rng, side: int) -> NDArray[np.float32]:
-    base = np.float32([rng.uniform(20, 70), rng.uniform(70, 150), rng.uniform(40, 120)])
+    base = np.array([rng.uniform(20, 70), rng.uniform(70, 150), rng.uniform(40, 120)], np.float32)
     picture = np.ascontiguousarray(base * (0.2 + 1.3 * octaves(rng, side, 3, 9, 0.95)[..., None]), np.float32)
     for _ in range(int(rng.integers(100, 700))):
         x, y = rng.integers(0, side, 2)
         axes = (int(rng.integers(2, 16)), int(rng.integers(1, 7)))
-        cv2.ellipse(picture, (int(x), int(y)), axes, rng.uniform(0, 180), 0, 360, _scalar(base * rng.uniform(0.3, 1.9)), -1)
+        cv2.ellipse(
+            picture, (int(x), int(y)), axes, rng.uniform(0, 180), 0, 360, _scalar(base * rng.uniform(0.3, 1.9)), -1
+        )
     for _ in range(int(rng.integers(0, 6))):
         x = int(rng.integers(0, side))
-        trunk = _scalar(np.float32([50, 70, 90]) * rng.uniform(0.4, 1.5))
+        trunk = _scalar(np.array([50, 70, 90], np.float32) * rng.uniform(0.4, 1.5))
         cv2.line(picture, (x, 0), (x + int(rng.normal(0, 40)), side), trunk, int(rng.integers(4, 40)))
     return picture
 
@@ -218,7 +250,16 @@ def _text(rng: Rng, side: int) -> NDArray[np.float32]:
         if rng.random() < 0.5:
             w, h = int(18 * scale * len(word)), int(30 * scale)
             cv2.rectangle(picture, (int(x) - 5, int(y) - h), (int(x) + w, int(y) + 10), _scalar(_colour(rng, 1.0)), -1)
-        cv2.putText(picture, word, (int(x), int(y)), int(rng.integers(0, 5)), scale, _scalar(_colour(rng, 1.0)), thick, cv2.LINE_AA)
+        cv2.putText(
+            picture,
+            word,
+            (int(x), int(y)),
+            int(rng.integers(0, 5)),
+            scale,
+            _scalar(_colour(rng, 1.0)),
+            thick,
+            cv2.LINE_AA,
+        )
     return picture.astype(np.float32)
 
 
@@ -239,9 +280,7 @@ def make_background(kind: str, rng: Rng, side: int = SIDE_PX) -> Picture:
 def bank(seed: int, count: int = 80) -> tuple[Picture, ...]:
     """Return `count` backgrounds, the same for the same seed in every process."""
     cv2.setNumThreads(1)
-    return tuple(
-        make_background(KINDS[k % len(KINDS)], np.random.default_rng([seed, 77, k])) for k in range(count)
-    )
+    return tuple(make_background(KINDS[k % len(KINDS)], np.random.default_rng([seed, 77, k])) for k in range(count))
 
 
 def _varied_crop(rng: Rng, picture: Picture, size_wh: tuple[int, int], zoom: tuple[float, float]) -> Picture:
@@ -251,7 +290,7 @@ def _varied_crop(rng: Rng, picture: Picture, size_wh: tuple[int, int], zoom: tup
     scale = rng.uniform(*zoom) * side / max(size_wh)
     w, h = min(side, int(width * scale)), min(side, int(height * scale))
     x, y = int(rng.integers(0, side - w + 1)), int(rng.integers(0, side - h + 1))
-    cut = picture[y : y + h, x : x + w]
+    cut: Any = picture[y : y + h, x : x + w]
     if rng.random() < 0.5:
         cut = cut[:, ::-1]
     cut = cv2.resize(cut, size_wh, interpolation=cv2.INTER_LINEAR)
@@ -259,14 +298,13 @@ def _varied_crop(rng: Rng, picture: Picture, size_wh: tuple[int, int], zoom: tup
     shift = rng.normal(0, 10)
     levels = np.arange(256, dtype=np.float32)[:, None] * gain + shift
     table = np.clip(levels, 0, 255).astype(np.uint8).reshape(256, 1, 3)
-    changed: Picture = cv2.LUT(cut, table)
-    return changed
+    return np.asarray(cv2.LUT(cut, table), np.uint8)
 
 
 def sample_background(rng: Rng, seed: int, size_wh: tuple[int, int]) -> Picture:
-    """Return a background (H, W, 3) uint8 BGR: a crop of the bank, perhaps with a second one laid in, perhaps blurred."""
+    """Return a background (H, W, 3) uint8 BGR: a crop of the bank, perhaps with a second laid in, or blurred."""
     pictures = bank(seed)
-    picture = _varied_crop(rng, pictures[rng.integers(len(pictures))], size_wh, (0.45, 1.0))
+    picture: Any = _varied_crop(rng, pictures[rng.integers(len(pictures))], size_wh, (0.45, 1.0))
     if rng.random() < 0.35:
         other = _varied_crop(rng, pictures[rng.integers(len(pictures))], size_wh, (0.3, 1.0))
         mask = np.zeros(size_wh[::-1], np.uint8)
@@ -275,7 +313,7 @@ def sample_background(rng: Rng, seed: int, size_wh: tuple[int, int]) -> Picture:
         cv2.copyTo(other, mask, picture)
     if rng.random() < 0.45:
         picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.5, 0.012 * max(size_wh)))
-    return picture
+    return np.asarray(picture, np.uint8)
 
 
 def sample_texture(rng: Rng, seed: int, size_wh: tuple[int, int]) -> Picture:

@@ -15,6 +15,7 @@ Floats = NDArray[np.float32]
 Rng = Any  # numpy.random.Generator
 NEAREST_M = 0.35
 TRUNCATED_SHARE = 0.22
+LEAST_INSIDE = 0.35
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,13 @@ def fit(
     return shift
 
 
-def sample_view(rng: Rng, vertices: Floats, frame_wh: tuple[int, int]) -> View:
-    """Draw a view of rig-frame vertices (V, 3): field of view 20 to 75 degrees, 40 to 95 % of the frame, some cut."""
+def sample_view(rng: Rng, vertices: Floats, areas: Floats, frame_wh: tuple[int, int]) -> View:
+    """Draw a view of rig-frame vertices (V, 3): field of view 20 to 75 degrees, 40 to 95 % of the frame, some cut.
+
+    At least LEAST_INSIDE of the body's surface is inside; `areas` (V,) is each vertex's part of it.
+    """
     turn = sample_turn(rng)
+    shares = areas[::7] / areas[::7].sum()
     sparse = vertices[::7] @ turn.T.astype(np.float32)
     width, height = frame_wh
     focal = min(frame_wh) / 2 / np.tan(np.radians(rng.uniform(20, 75)) / 2)
@@ -99,30 +104,29 @@ def sample_view(rng: Rng, vertices: Floats, frame_wh: tuple[int, int]) -> View:
         where = (float(centre[0]), float(centre[1]))
         shift = fit(sparse, float(focal), where, middle, side, by_height)
         pixels = project(sparse + shift, float(focal), where)
-        inside = ((pixels > 0) & (pixels < np.array(frame_wh) - 1)).all(1).mean()
+        inside = ((pixels > 0) & (pixels < np.array(frame_wh) - 1)).all(1) @ shares
         if sparse[:, 2].min() + shift[2] < NEAREST_M:
             focal = focal * 1.35
-        elif inside < 0.35:
+        elif inside < LEAST_INSIDE:
             middle, side, by_height = _placement(rng, sparse, frame_wh, cut=False)
         else:
             break
     return View(turn, shift, float(focal), (float(centre[0]), float(centre[1])))
 
 
-def _placement(
-    rng: Rng, body: Floats, frame_wh: tuple[int, int], cut: bool | None = None
-) -> tuple[Array, float, bool]:
+def _placement(rng: Rng, body: Floats, frame_wh: tuple[int, int], cut: bool | None = None) -> tuple[Array, float, bool]:
     """Draw the middle of the person's box, its side and whether that is the height."""
     frame = np.array(frame_wh, float)
     extent = np.ptp(body, axis=0)[:2]
     if cut is None:
         cut = bool(rng.random() < TRUNCATED_SHARE)
     if not cut:
-        fill = rng.uniform(0.40, 0.95)
+        fill = rng.uniform(0.40, 0.95) if rng.random() < 0.25 else rng.uniform(0.42, 0.70)
         side = float((fill * frame / np.maximum(extent, 1e-6)).min() * extent.max())
         size = extent / extent.max() * side
         free = np.maximum(frame - size, 0)
-        return size / 2 + rng.uniform(0.05, 0.95, 2) * free, side, False
+        place = rng.uniform(0.05, 0.95, 2) if rng.random() < 0.25 else np.clip(rng.normal(0.5, 0.12, 2), 0.05, 0.95)
+        return size / 2 + place * free, side, False
     if rng.random() < 0.7:  # the upper part, as in portraits, interviews and sports
         share = rng.uniform(0.30, 0.85)
         visible = rng.uniform(0.6, 0.97) * frame[1]

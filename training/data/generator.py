@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from metro_edge.errors import UserError
 from metro_edge.raster import project, rasterise, vertex_normals
-from training.data.appearance import Look, sample_light, sample_look, shade
+from training.data.appearance import Look, sample_light, sample_look, shade, tables
 from training.data.backgrounds import sample_background, sample_texture
 from training.data.camera import View, sample_view
 from training.data.poses import FAMILIES, sample_pose
@@ -26,7 +26,7 @@ from training.data.rig import Rig, anny_model, euler, load_rig
 GENERATOR_VERSION = 1
 GROUP = 16
 PHENOTYPES = ("gender", "age", "muscle", "weight", "height", "proportions")
-VISIBLE_TOLERANCE_M = 0.05
+VISIBLE_TOLERANCE_M = 0.015  # beyond what the clothes add
 
 Floats = NDArray[np.float32]
 Rng = Any  # numpy.random.Generator
@@ -106,9 +106,7 @@ class GeneratedPeople:
         UserError: for a size below 1, a frame under 64 px, an unknown family; IndexError past the end.
     """
 
-    def __init__(
-        self, seed: int, size: int, frame_wh: tuple[int, int] = (320, 320), family: str | None = None
-    ) -> None:
+    def __init__(self, seed: int, size: int, frame_wh: tuple[int, int] = (320, 320), family: str | None = None) -> None:
         if seed < 0 or size < 1:
             raise UserError(f"seed must be at least 0 and size at least 1, got {seed} and {size}")
         if min(frame_wh) < 64:
@@ -157,9 +155,7 @@ class GeneratedPeople:
             vertices = pose_bodies(np.stack([pose for pose, _ in drawn]), phenotypes)
         finally:
             torch.set_num_threads(threads)
-        return [
-            Body(v, p, family) for v, p, (_, family) in zip(vertices, phenotypes, drawn, strict=True)
-        ]
+        return [Body(v, p, family) for v, p, (_, family) in zip(vertices, phenotypes, drawn, strict=True)]
 
     def sample(self, index: int) -> GeneratedSample:
         """Render one sample; raises IndexError outside 0 .. size - 1."""
@@ -167,7 +163,7 @@ class GeneratedPeople:
             raise IndexError(f"sample {index} of {self.size}")
         cv2.setNumThreads(1)
         body = self.body(index)
-        view = sample_view(self._rng(index, 2), body.vertices, self.frame_wh)
+        view = sample_view(self._rng(index, 2), body.vertices, tables().area, self.frame_wh)
         return self._render(index, body, view)
 
     def samples(self, indices: Iterable[int]) -> Iterator[GeneratedSample]:
@@ -229,12 +225,17 @@ class GeneratedPeople:
 
 @dataclass
 class Layer:
-    """A drawn person: colour (h, w, 3) 0..255 times alpha, alpha (h, w), depth (h, w) m, at (x, y) of the frame."""
+    """A drawn person: colour (h, w, 3) 0..255 times alpha, alpha (h, w), depth (h, w) m, at (x, y) of the frame.
+
+    `facing` (V,) is true for vertices that look towards the camera; `thickness` (V,) m lies over them.
+    """
 
     colour: Floats
     alpha: Floats
     depth: Floats
     at: tuple[int, int]
+    facing: NDArray[np.bool_]
+    thickness: Floats
 
     def _window(self, picture: NDArray) -> NDArray:
         (x, y), (h, w) = self.at, self.alpha.shape
@@ -272,11 +273,14 @@ def draw_person(
     last = np.clip(np.ceil(pixels.max(0)) + 3, first + 1, limit).astype(int)
     width, height = (int(v) for v in last - first)
     centre = tuple(float(v) for v in fine * (np.array(view.centre_px) - first) + (fine - 1) / 2)
+    colour: Any
+    depth: Any
     colour, depth = rasterise(
         surface, faces, colours, view.focal_px * fine, (centre[0], centre[1]), (width * fine, height * fine)
     )
-    mask = (depth < 199).astype(np.float32)
-    near = np.where(mask > 0, depth, np.float32(vertices[:, 2].max()))
+    mask: Any = (depth < 199).astype(np.float32)
+    farthest = np.float32(vertices[:, 2].max())
+    near: Any = np.where(mask > 0, depth, farthest)
     if fine > 1:
         colour = cv2.resize(colour, (width, height), interpolation=cv2.INTER_AREA)
         mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA)
@@ -284,20 +288,23 @@ def draw_person(
         near = np.ascontiguousarray(near[fine // 2 :: fine, fine // 2 :: fine])
     # Creases and gaps between limbs get less of the ambient light: darken what lies behind its surroundings.
     reach = max(3, int(0.07 * view.focal_px / max(float(np.median(vertices[:, 2])), 0.3) * 2) | 1)
-    around = cv2.blur(cv2.min(near, float(vertices[:, 2].max())), (reach, reach))
+    around = cv2.blur(np.minimum(near, farthest), (reach, reach))
     shadow = np.clip((near - around) * np.float32(rng.uniform(1.5, 5)), 0, 0.45)
     colour *= ((1 - shadow) * 255)[..., None]
-    return Layer(colour, mask, depth, (int(first[0]), int(first[1])))
+    facing = (normals * vertices).sum(1) < 0.1 * vertices[:, 2]
+    return Layer(colour, mask, depth, (int(first[0]), int(first[1])), facing, look.thickness)
 
 
 def _visible(depths: Floats, pixels: Floats, layer: Layer, hidden: Floats) -> NDArray[np.bool_]:
+    """Return (V,) bool: inside the frame, towards the camera, nothing nearer drawn there, no occluder over it."""
     height, width = hidden.shape
     inside = ((pixels > -0.5) & (pixels < np.array([width, height]) - 0.5)).all(1)
     xy = np.rint(np.clip(pixels, 0, np.array([width, height]) - 1)).astype(int)
     local = xy - layer.at
     h, w = layer.depth.shape
     local = np.clip(local, 0, [w - 1, h - 1])
-    seen = depths < layer.depth[local[:, 1], local[:, 0]] + VISIBLE_TOLERANCE_M
+    drawn = layer.depth[local[:, 1], local[:, 0]]
+    seen = layer.facing & (depths < drawn + layer.thickness + VISIBLE_TOLERANCE_M)
     return inside & seen & (hidden[xy[:, 1], xy[:, 0]] < 0.5)
 
 
@@ -324,7 +331,7 @@ def _ground_shadow(rng: Rng, picture: Floats, vertices: Floats, view: View) -> N
     outline = np.clip(project(points, view.focal_px, view.centre_px), -4000, 4000).astype(np.int32)
     mask = np.zeros(picture.shape[:2], np.float32)
     cv2.fillConvexPoly(mask, outline, float(rng.uniform(0.2, 0.7)))
-    mask = cv2.blur(cv2.blur(mask, (13, 13)), (13, 13))
+    mask[:] = cv2.blur(cv2.blur(mask, (13, 13)), (13, 13))
     picture *= 1 - mask[..., None]
 
 
@@ -360,7 +367,7 @@ def _occlude(rng: Rng, seed: int, picture: Floats, hidden: Floats, layer: Layer)
         else:  # somebody's arm or leg
             points = np.cumsum(np.vstack([centre, rng.normal(0, 0.7 * size, (2, 2))]), 0).astype(np.int32)
             cv2.polylines(mask, [points], False, 1.0, max(3, int(size * 0.3)), cv2.LINE_AA)
-            skin = np.float32([120, 150, 205]) * np.float32(rng.uniform(0.25, 1.1))
+            skin = np.array([120, 150, 205], np.float32) * np.float32(rng.uniform(0.25, 1.1))
         overlap = float((layer._window(mask) * layer.alpha).sum())
         if overlap > 0.4 * float(layer.alpha.sum()):
             continue
@@ -371,7 +378,7 @@ def _occlude(rng: Rng, seed: int, picture: Floats, hidden: Floats, layer: Layer)
         np.maximum(hidden, mask, out=hidden)
 
 
-def _photograph(rng: Rng, picture: Floats) -> NDArray[np.uint8]:
+def _photograph(rng: Rng, picture: Any) -> NDArray[np.uint8]:
     """Exposure, white balance, blur, noise, loss of resolution and JPEG."""
     height, width = picture.shape[:2]
     if rng.random() < 0.15:  # a small or distant picture, enlarged
@@ -392,7 +399,7 @@ def _photograph(rng: Rng, picture: Floats) -> NDArray[np.uint8]:
         sigma = float(rng.gamma(1.5, 2.5))
         noise = rng.standard_normal((height, width, 3 if rng.random() < 0.6 else 1), np.float32)
         picture = picture + np.float32(sigma) * noise
-    frame: NDArray[np.uint8] = np.clip(picture, 0, 255).astype(np.uint8)
+    frame: Any = np.clip(picture, 0, 255).astype(np.uint8)
     levels = np.arange(256, dtype=np.float32)[:, None] / 255
     gamma = np.exp(rng.normal(0, 0.15))
     gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.05, 3))
@@ -405,4 +412,5 @@ def _photograph(rng: Rng, picture: Floats) -> NDArray[np.uint8]:
         quality = int(rng.integers(35, 96))
         _, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
         frame = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    return frame
+    photograph: NDArray[np.uint8] = frame
+    return photograph

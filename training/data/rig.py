@@ -83,7 +83,8 @@ class Limb:
     """An arm or a leg as two bones with a hinge between, in the reference pose.
 
     Attributes:
-        upper, lower: bones that swing; upper_twist, lower_twist: the bones below that share the twist; end: hand or foot.
+        upper, lower: bones that swing; upper_twist, lower_twist: bones below that share the twist.
+        end: hand or foot.
         along, fore: unit directions (3,) of the two parts.
         hinge: unit axis (3,) about which the lower part bends, a positive angle bending more.
         bend: radians between the parts in the reference pose.
@@ -151,9 +152,7 @@ def _limb(index: dict[str, int], heads: Array, names: tuple[str, ...]) -> Limb:
     lengths = (float(np.linalg.norm(along)), float(np.linalg.norm(fore)))
     along, fore = unit(along), unit(fore)
     bend = float(np.arccos(np.clip(along @ fore, -1, 1)))
-    return Limb(
-        upper, upper_twist, lower, lower_twist, end, along, fore, unit(np.cross(along, fore)), bend, lengths
-    )
+    return Limb(upper, upper_twist, lower, lower_twist, end, along, fore, unit(np.cross(along, fore)), bend, lengths)
 
 
 def _curls(index: dict[str, int], heads: Array) -> dict[int, Array]:
@@ -161,8 +160,7 @@ def _curls(index: dict[str, int], heads: Array) -> dict[int, Array]:
     for side, sign in (("L", 1.0), ("R", -1.0)):
         wrist = heads[index[f"wrist.{side}"]]
         palm = unit(  # out of the palm
-            sign
-            * np.cross(heads[index[f"finger2-1.{side}"]] - wrist, heads[index[f"finger5-1.{side}"]] - wrist)
+            sign * np.cross(heads[index[f"finger2-1.{side}"]] - wrist, heads[index[f"finger5-1.{side}"]] - wrist)
         )
         for finger in range(1, 6):
             base, tip = heads[index[f"finger{finger}-1.{side}"]], heads[index[f"finger{finger}-3.{side}"]]
@@ -182,9 +180,7 @@ def load_rig() -> Rig:
     names = tuple(model.bone_labels)
     index = {name: i for i, name in enumerate(names)}
     swap = {"L": "R", "R": "L"}
-    other = [
-        index[name[:-1] + swap[name[-1]]] if name[-2:] in (".L", ".R") else i for i, name in enumerate(names)
-    ]
+    other = [index[name[:-1] + swap[name[-1]]] if name[-2:] in (".L", ".R") else i for i, name in enumerate(names)]
     mirror = np.array(other, np.intp)
     heads = (heads + heads[mirror] * np.array([-1.0, 1, 1])) / 2  # symmetric to the last bit
     limbs = {}

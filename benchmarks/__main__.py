@@ -1,0 +1,116 @@
+"""`python -m benchmarks COMMAND`: latency and accuracy of a bundle, and the tables of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from metro_edge.errors import UserError
+
+# Heavy imports sit inside the commands, so that --help answers at once.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0, 2 after printing a user's mistake in one line, 130 when interrupted."""
+    # Before OpenCV is loaded: what it logs, the error line says better.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser(
+        "run",
+        help="measure a bundle on this machine",
+        description="Measure latency and accuracy of every precision of a bundle, print one table and save it as JSON "
+        "and Markdown. The first run renders its samples (minutes); later ones read them from runs/people.",
+    )
+    command.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder or .zip")
+    command.add_argument("--samples", metavar="N", type=int, default=2000, help="for the accuracy (default: 2000)")
+    command.add_argument(
+        "--precision",
+        metavar="P",
+        nargs="+",
+        default=[],
+        help="fp32, fp16, int8 (default: all of the bundle); fp32 is measured along as the reference",
+    )
+    command.add_argument("--backend", metavar="B", default="onnxruntime", help="engine (default: onnxruntime)")
+    command.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the engine's choice)")
+    command.add_argument("--runs", metavar="N", type=int, default=100, help="calls timed of each (default: 100)")
+    command.add_argument(
+        "--data",
+        metavar="FOLDER",
+        default="generated",
+        help="folder of shards that training wrote, or the word generated, for people rendered now (default)",
+    )
+    command.add_argument(
+        "--seed", metavar="N", type=int, help="of generated people (default: 3; training uses 1 and 2)"
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=Path,
+        default=Path("benchmarks") / "results",
+        help="folder of the results (default: benchmarks/results)",
+    )
+    command.set_defaults(run=_run)
+
+    command = commands.add_parser("table", help="print the Markdown of a saved result again")
+    command.add_argument("result", metavar="RESULT.json", type=Path)
+    command.add_argument(
+        "--readme",
+        metavar="README.md",
+        type=Path,
+        help="replace the text between <!-- table:begin --> and <!-- table:end --> of this file by it",
+    )
+    command.set_defaults(run=_table)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from benchmarks.run import TEST_SEED, Settings, run
+
+    settings = Settings(
+        bundle=args.bundle,
+        samples=args.samples,
+        precisions=tuple(dict.fromkeys(args.precision)),
+        backend=args.backend,
+        threads=args.threads,
+        runs=args.runs,
+        data=args.data,
+        seed=TEST_SEED if args.seed is None else args.seed,
+        output=args.output,
+    )
+    _, markdown, paths = run(settings)
+    print(markdown)
+    print("\n".join(f"wrote {path}" for path in paths), file=sys.stderr)
+    return 0
+
+
+def _table(args: argparse.Namespace) -> int:
+    from benchmarks.report import read_report
+    from benchmarks.tables import insert_into_readme, report_markdown
+
+    markdown = report_markdown(read_report(args.result))
+    if args.readme is not None:
+        insert_into_readme(args.readme, markdown)
+    print(markdown, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Results as Markdown: our table, the published one, and their place in a README."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.published import COLLECTED_IN, PROTOCOLS, PUBLISHED
+from metro_edge.errors import UserError
+from metro_edge.files import reason, write_bytes
+from metro_edge.machine import machine_line
+
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+NONE = "-"
+SHOWN_DIGITS = 12  # of a SHA-256
+HEADER = (
+    "precision",
+    "network p50 ms",
+    "p95 ms",
+    "x FP32",
+    "frame to body p50 ms",
+    "p95 ms",
+    "x FP32",
+    "MPJPE mm",
+    "PA-MPJPE mm",
+    "MPVPE mm",
+    "moved from FP32 mm",
+    "MPJPE change mm",
+)
+PUBLISHED_HEADER = (
+    "method",
+    "Human3.6M MPJPE",
+    "Human3.6M PA-MPJPE",
+    "3DPW MPVPE",
+    "3DPW MPJPE",
+    "3DPW PA-MPJPE",
+    "paper",
+)
+
+
+def report_markdown(report: dict[str, Any]) -> str:
+    """Return our table, what was measured and how, and the published table below; see benchmarks.report."""
+    device = report["device"]
+    title = f"**{report['bundle']['name']}, measured on {device['processor']}: {device['name']}**"
+    rows = [_row(precision, entry) for precision, entry in report["precisions"].items()]
+    notes = "\n".join(f"- {note}" for note in _notes(report))
+    return "\n\n".join([title, markdown_table(HEADER, rows), notes, published_markdown()]) + "\n"
+
+
+def published_markdown() -> str:
+    """Return the table of published results, which says that it is not comparable."""
+    rows = [
+        [
+            entry.method,
+            *(
+                _number(value, 1)
+                for value in (
+                    entry.h36m_mpjpe_mm,
+                    entry.h36m_pa_mpjpe_mm,
+                    entry.dpw_mpvpe_mm,
+                    entry.dpw_mpjpe_mm,
+                    entry.dpw_pa_mpjpe_mm,
+                )
+            ),
+            entry.paper,
+        ]
+        for entry in PUBLISHED
+    ]
+    table = markdown_table(PUBLISHED_HEADER, rows, text_columns=("method", "paper"))
+    return (
+        "**Published results, of other data sets: not comparable with the table above** (mm)\n\n"
+        f"{table}\n\n"
+        f"- Figures as reported by the papers and collected in {COLLECTED_IN}. {PROTOCOLS}.\n"
+        "- None of these methods was run here, and our network was not run on these data sets."
+    )
+
+
+def markdown_table(
+    header: tuple[str, ...], rows: list[list[str]], text_columns: tuple[str, ...] = ("precision",)
+) -> str:
+    """Return a Markdown table, numbers to the right. Raises ValueError for rows of another length."""
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(f"each row needs {len(header)} cells")
+    rule = ["---" if name in text_columns else "---:" for name in header]
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(header), rule, *escaped])
+
+
+def insert_into_readme(path: str | os.PathLike[str], markdown: str) -> None:
+    """Replace what stands between the two markers of a README by `markdown`, atomically.
+
+    Doing it twice changes nothing. Raises UserError unless the file is readable text with each marker once, in order.
+    """
+    try:
+        text = Path(path).read_bytes().decode()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from None
+    try:
+        replaced = between_markers(text, markdown)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    # Through a link, the file that it names is what changes.
+    write_bytes(Path(path).resolve(), replaced.encode())
+
+
+def between_markers(text: str, markdown: str) -> str:
+    """Return `text` with `markdown` between BEGIN and END; raises UserError unless each is there once, in order."""
+    begin, end = text.find(BEGIN), text.find(END)
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or end < begin:
+        raise UserError(f"the lines {BEGIN} and {END} must be there once each, in this order")
+    if BEGIN in markdown or END in markdown:
+        raise UserError("the table itself holds a marker")
+    newline = "\r\n" if "\r\n" in text else "\n"
+    body = markdown.strip().replace("\n", newline)
+    return newline.join([text[: begin + len(BEGIN)], body, text[end:]])
+
+
+def _row(precision: str, entry: dict[str, Any]) -> list[str]:
+    cells = [precision]
+    for stage in ("network", "end_to_end"):
+        latency = entry["latency"][stage]
+        ratio = latency["ratio_to_fp32"]
+        cells += [_ms(latency["p50_ms"]), _ms(latency["p95_ms"]), _number(ratio and ratio["median"], 2)]
+    accuracy = entry["accuracy"]
+    cells += [_number(accuracy[key], 1) for key in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm")]
+    change = accuracy["against_fp32"] or {}
+    return [*cells, _number(change.get("moved_mm"), 2), _number(change.get("mpjpe_change_mm"), 2, signed=True)]
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    latency, accuracy, device = report["latency"], report["accuracy"], report["device"]
+    threads = "threads: the engine's choice" if device["threads"] is None else f"threads: {device['threads']}"
+    hashes = ", ".join(f"{p} `{h[:SHOWN_DIGITS]}`" for p, h in report["bundle"]["onnx_sha256"].items())
+    notes = [
+        f"Latency on {device['processor']}, {device['engine']}, {threads}: {latency['protocol']}. "
+        f"{latency['runs']} calls of each after {latency['warmup']} to warm up.",
+        f"Accuracy: {accuracy['samples']} samples, {accuracy['data']}; {accuracy['protocol']}.",
+    ]
+    if any(entry["accuracy"]["against_fp32"] for entry in report["precisions"].values()):
+        notes.append(
+            "Against FP32, paired per sample: mean distance of the vertices from FP32's, each mesh centred on its "
+            "root; mean change of the MPJPE."
+        )
+    return [
+        *notes,
+        f"Machine: {machine_line(report['machine'])}; metro-edge {report['metro_edge']}; {report['created']}.",
+        f"ONNX files, first {SHOWN_DIGITS} digits of the SHA-256: {hashes}.",
+        f"Again: `{report['command']}`",
+    ]
+
+
+def _ms(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _number(value: float | None, digits: int, signed: bool = False) -> str:
+    if value is None:
+        return NONE
+    # Rounding first and adding 0.0 turns -0.00 into 0.00.
+    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"

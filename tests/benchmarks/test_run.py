@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+import benchmarks.run
+from benchmarks.__main__ import main
+from benchmarks.report import read_report
+from benchmarks.run import Material, Settings, chosen_precisions, load_material, processor_of, run
+from metro_edge.backends.gpu import Gpu
+from metro_edge.bundle import Bundle, write_bundle
+from metro_edge.errors import UserError
+from metro_edge.machine import cpu_model
+from metro_edge.spec import ModelSpec
+from metro_edge.template import BodyTemplate
+from tests.metro_edge.conftest import PASSPORT, made_network
+from training.bodies import body_template
+
+
+@pytest.fixture
+def settings(bundle: Bundle, tmp_path: Path) -> Settings:
+    return Settings(bundle.path, samples=21, threads=1, runs=20, output=tmp_path / "new" / "results")
+
+
+@pytest.fixture
+def tiny_material(monkeypatch: pytest.MonkeyPatch, material: Material) -> Material:
+    """Puts the tiny people where the rendered ones come from; the rest of a run is real."""
+    monkeypatch.setattr(benchmarks.run, "load_material", lambda settings, bundle: material)
+    return material
+
+
+@pytest.fixture
+def anny_bundle(tmp_path: Path) -> Bundle:
+    """Tiny networks over the full Anny body, so that real generated people can be measured."""
+    template = body_template("anny")
+    spec = ModelSpec("tiny_anny", 64, "h36m14", "anny", len(template.vertices))
+    files = {}
+    for precision in ("fp32", "int8"):
+        files[precision] = tmp_path / f"anny.{precision}.onnx"
+        onnx.save(made_network(template, precision), files[precision])
+    return write_bundle(tmp_path / "anny", spec, template, files, PASSPORT)
+
+
+def test_a_whole_run(settings: Settings, bundle: Bundle, tiny_material: Material, template: BodyTemplate) -> None:
+    opencv_threads = cv2.getNumThreads()
+    report, markdown, (json_path, markdown_path) = run(settings)
+    assert cv2.getNumThreads() == opencv_threads
+    assert json_path.parent == settings.output
+    assert sorted(settings.output.iterdir()) == sorted([json_path, markdown_path])
+    assert read_report(json_path) == json.loads(json.dumps(report))
+    assert markdown_path.read_text() == f"# Benchmark of tiny\n\n{markdown}"
+    assert list(report["precisions"]) == ["fp32", "fp16", "int8"]
+    assert report["bundle"]["onnx_sha256"] == {p: bundle.onnx_sha256(p) for p in bundle.precisions}
+    assert report["bundle"]["checkpoint"] == PASSPORT["checkpoint"]
+    assert (report["accuracy"]["samples"], report["accuracy"]["data"]) == (21, "tiny people")
+    device = report["device"]
+    assert (device["processor"], device["name"], device["threads"]) == ("CPU", cpu_model(), 1)
+    assert device["engine"].endswith("CPUExecutionProvider")
+    assert json_path.name.startswith("tiny-onnxruntime-cpu-")
+    for precision, entry in report["precisions"].items():
+        for stage in ("network", "end_to_end"):
+            latency = entry["latency"][stage]
+            assert 0 < latency["min_ms"] <= latency["p50_ms"] <= latency["p95_ms"]
+            assert latency["calls"] == 20
+            assert latency["p99_ms"] is None  # 20 calls do not give one
+            if precision == "fp32":
+                assert latency["ratio_to_fp32"] is None
+            else:
+                found = latency["ratio_to_fp32"]
+                assert 0 < found["low"] <= found["median"] <= found["high"]
+        # Cropping and placing come on top of the network.
+        assert entry["latency"]["end_to_end"]["min_ms"] > entry["latency"]["network"]["min_ms"]
+    extent = np.linalg.norm(template.vertices - template.root("h36m14", template.vertices), axis=1).mean()
+    assert report["precisions"]["fp32"]["accuracy"]["mpvpe_mm"] == pytest.approx(100 * extent, rel=1e-5)
+
+
+def test_the_fp32_reference_is_measured_along(settings: Settings, bundle: Bundle) -> None:
+    assert chosen_precisions(bundle, ()) == ("fp32", "fp16", "int8")
+    assert chosen_precisions(bundle, ("int8",)) == ("fp32", "int8")
+
+
+def test_a_bundle_without_fp32_has_nothing_to_compare_with(
+    settings: Settings, bundle_answering: Callable[..., Bundle], template: BodyTemplate, tiny_material: Material
+) -> None:
+    bundle = bundle_answering({"int8": template.vertices})
+    report, markdown, _ = run(dataclasses.replace(settings, bundle=bundle.path))
+    assert report["precisions"]["int8"]["accuracy"]["against_fp32"] is None
+    assert report["precisions"]["int8"]["latency"]["network"]["ratio_to_fp32"] is None
+    assert "Against FP32" not in markdown
+
+
+def test_nan_leaves_nothing_behind(
+    settings: Settings, bundle_answering: Callable[..., Bundle], template: BodyTemplate, tiny_material: Material
+) -> None:
+    bundle = bundle_answering({"fp32": template.vertices * np.nan})
+    with pytest.raises(UserError, match="the fp32 prediction of sample 0 has NaN"):
+        run(dataclasses.replace(settings, bundle=bundle.path))
+    assert not settings.output.parent.exists()
+
+
+def test_the_label_says_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processor_of("onnxruntime 1.23 CPUExecutionProvider") == ("CPU", cpu_model())
+    monkeypatch.setattr(benchmarks.run, "first_gpu", lambda: None)
+    with pytest.raises(UserError, match="cannot tell which processor 'onnxruntime 1.23 CUDAExecutionProvider'"):
+        processor_of("onnxruntime 1.23 CUDAExecutionProvider")
+    monkeypatch.setattr(benchmarks.run, "first_gpu", lambda: Gpu("Orin", "8.7"))
+    assert processor_of("tensorrt 10.3 FP16 plan") == ("GPU", "Orin")
+    with pytest.raises(UserError, match="cannot tell which processor"):
+        processor_of("abacus")
+
+
+def test_the_command_gives_the_run_again(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(tmp_path) not in settings.command
+    monkeypatch.chdir(tmp_path)
+    changed = dataclasses.replace(settings, precisions=("int8",), data=str(tmp_path / "some shards"))
+    words = "python -m benchmarks run bundle --samples 21 --precision int8 --backend onnxruntime --runs 20 --seed 3"
+    assert changed.command == f"{words} --threads 1 --data 'some shards'"
+
+
+def test_real_generated_people_on_the_command_line(
+    anny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run", "anny", "--samples", "3", "--runs", "20", "--threads", "1", "-o", "out"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    (result,) = (tmp_path / "out").glob("*.json")
+    report = read_report(result)
+    assert report["accuracy"]["data"] == "generated people of seed 3"
+    assert report["accuracy"]["samples"] == 3
+    assert 50 < report["precisions"]["fp32"]["accuracy"]["mpvpe_mm"] < 1000
+    assert printed.out.strip() == (result.with_suffix(".md").read_text().split("\n\n", 1)[1]).strip()
+    assert f"wrote {Path('out') / result.name}" in printed.err
+
+    # The same people from the folder of shards give the same errors.
+    (shards,) = (tmp_path / "runs" / "people").iterdir()
+    assert main([*arguments[:-1], "again", "--data", str(shards), "--precision", "fp32"]) == 0
+    (again,) = (tmp_path / "again").glob("*.json")
+    other = read_report(again)
+    assert other["precisions"]["fp32"]["accuracy"] == report["precisions"]["fp32"]["accuracy"]
+    assert other["accuracy"]["data"] == f"shards {shards.name}, generated people of seed 3"
+    capsys.readouterr()
+
+    assert main(["table", str(result)]) == 0
+    assert capsys.readouterr().out == printed.out.removesuffix("\n")
+    assert main(["run", "anny", "--samples", "9", "--data", str(shards)]) == 2
+    assert capsys.readouterr().err == "error: cannot take the first 9 of 3 samples\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--precision", "fp8"], "unknown precision 'fp8'; known: fp32, fp16, int8"),
+        (["--backend", "abacus"], "unknown backend 'abacus'; known: onnxruntime"),
+        (["--runs", "19"], "19 runs are too few for a 95th percentile: give at least 20"),
+        (["--samples", "0"], "the number of samples must be at least 1, got 0"),
+        (["--seed", "-1"], "the seed must be at least 0, got -1"),
+        (["--threads", "0"], "the number of threads must be at least 1, got 0"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_settings_are_one_line_and_exit_code_2(
+    changes: list[str],
+    message: str,
+    bundle: Bundle,
+    template: BodyTemplate,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "results"
+    assert main(["run", str(bundle.path), "-o", str(output), *changes]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+    assert not output.exists()
+
+
+def test_missing_bundle_missing_precision_and_unwritable_output(
+    bundle_answering: Callable[..., Bundle],
+    template: BodyTemplate,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def error_of(*arguments: Any) -> str:
+        assert main(["run", *map(str, arguments)]) == 2
+        return capsys.readouterr().err
+
+    assert error_of(tmp_path / "none").startswith(f"error: no bundle at {tmp_path / 'none'}")
+    bundle = bundle_answering({"fp32": template.vertices})
+    assert "has no int8 network; it has fp32" in error_of(bundle.path, "--precision", "int8")
+    (tmp_path / "file").write_text("")
+    assert "cannot write into folder" in error_of(bundle.path, "-o", tmp_path / "file" / "results")
+    # An altered network is found before anything is measured.
+    with open(bundle.path / "model.fp32.onnx", "ab") as file:
+        file.write(b"x")
+    assert "is not the file that passport.json names" in error_of(bundle.path)
+
+
+def test_people_of_another_body_are_refused(bundle: Bundle, anny_bundle: Bundle, tmp_path: Path) -> None:
+    settings = Settings(bundle.path, samples=2, data=str(tmp_path / "empty"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        load_material(settings, anny_bundle)

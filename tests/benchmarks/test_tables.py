@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.__main__ import main
+from benchmarks.published import PUBLISHED
+from benchmarks.report import read_report, write_report
+from benchmarks.tables import BEGIN, END, between_markers, markdown_table, report_markdown
+from metro_edge.errors import UserError
+
+
+def latency(p50: float, p95: float, median: float | None = None) -> dict[str, Any]:
+    ratio = None if median is None else {"median": median, "low": median - 0.1, "high": median + 0.1}
+    return {"p50_ms": p50, "p95_ms": p95, "ratio_to_fp32": ratio}
+
+
+REPORT: dict[str, Any] = {
+    "schema_version": 1,
+    "kind": "metro-edge benchmark",
+    "created": "2026-01-02T03:04:05Z",
+    "command": "python -m benchmarks run bundle",
+    "metro_edge": "0.1.0",
+    "bundle": {
+        "name": "metro_edge",
+        "checkpoint": {"name": "a.ckpt", "sha256": "0" * 64},
+        "onnx_sha256": {"fp32": "ab" * 32, "int8": "cd" * 32},
+    },
+    "device": {
+        "processor": "CPU",
+        "name": "Some CPU",
+        "backend": "onnxruntime",
+        "engine": "onnxruntime 1.23.0 CPUExecutionProvider",
+        "threads": 2,
+    },
+    "machine": {
+        "cpu": "Some CPU",
+        "cores": 2,
+        "memory_gb": 8.0,
+        "system": "Linux 6",
+        "architecture": "x86_64",
+        "python": "3.11.0",
+        "versions": {"numpy": "2.0", "anny": None},
+    },
+    "latency": {"runs": 100, "warmup": 13, "protocol": "interleaved"},
+    "accuracy": {"data": "generated people of seed 3", "seed": 3, "samples": 2000, "protocol": "by METRO"},
+    "precisions": {
+        "fp32": {
+            "latency": {"network": latency(30.0, 33.04), "end_to_end": latency(36.0, 41.0)},
+            "accuracy": {"mpjpe_mm": 61.26, "pa_mpjpe_mm": 41.5, "mpvpe_mm": 71.75, "against_fp32": None},
+        },
+        "int8": {
+            "latency": {"network": latency(9.876, 12.0, 0.329), "end_to_end": latency(15.0, 18.0, 0.42)},
+            "accuracy": {
+                "mpjpe_mm": 62.51,
+                "pa_mpjpe_mm": 42.0,
+                "mpvpe_mm": 73.0,
+                "against_fp32": {
+                    "moved_mm": 4.321,
+                    "moved_worst_mm": 30.0,
+                    "moved_worst_sample": 12,
+                    "mpjpe_change_mm": 1.25,
+                },
+            },
+        },
+    },
+}
+
+
+def test_the_table_has_a_row_per_precision_and_says_what_was_measured() -> None:
+    text = report_markdown(REPORT)
+    assert "| fp32 | 30.0 | 33.0 | - | 36.0 | 41.0 | - | 61.3 | 41.5 | 71.8 | - | - |" in text
+    assert "| int8 | 9.88 | 12.0 | 0.33 | 15.0 | 18.0 | 0.42 | 62.5 | 42.0 | 73.0 | 4.32 | +1.25 |" in text
+    assert text.startswith("**metro_edge, measured on CPU: Some CPU**\n\n| precision |")
+    for fact in (
+        "2000 samples, generated people of seed 3; by METRO",
+        "onnxruntime 1.23.0 CPUExecutionProvider, threads: 2",
+        "100 calls of each after 13 to warm up",
+        "Python 3.11.0, numpy 2.0; metro-edge 0.1.0; 2026-01-02T03:04:05Z",
+        "fp32 `abababababab`, int8 `cdcdcdcdcdcd`",
+        "`python -m benchmarks run bundle`",
+    ):
+        assert fact in text
+
+
+def test_the_published_results_stand_apart_below() -> None:
+    ours, published = report_markdown(REPORT).split("**Published results")
+    assert published.startswith(", of other data sets: not comparable with the table above**")
+    assert [entry.method for entry in PUBLISHED] == [
+        "HMR", "GraphCMR", "SPIN", "Pose2Mesh", "I2LMeshNet", "VIBE", "METRO",
+    ]  # fmt: skip
+    for entry in PUBLISHED:
+        assert f"\n| {entry.method} | " in published
+        assert f"\n| {entry.method} | " not in ours
+        assert entry.paper in published
+    assert "| METRO | 54.0 | 36.7 | 88.2 | 77.1 | 47.9 | Lin et al." in published
+    assert "| HMR | 88.0 | 56.8 | - | - | 81.3 | Kanazawa et al." in published
+
+
+def test_signs_and_zero() -> None:
+    report = copy.deepcopy(REPORT)
+    change = report["precisions"]["int8"]["accuracy"]["against_fp32"]
+    for value, text in ((-0.001, "| +0.00 |"), (-0.26, "| -0.26 |")):
+        change["mpjpe_change_mm"] = value
+        assert text in report_markdown(report)
+
+
+def test_cells_cannot_break_the_table() -> None:
+    assert markdown_table(("precision", "n"), [["a|b", "1"]]).splitlines() == [
+        "| precision | n |",
+        "| --- | ---: |",
+        "| a\\|b | 1 |",
+    ]
+    with pytest.raises(ValueError, match="2 cells"):
+        markdown_table(("a", "b"), [["1"]])
+
+
+PLAIN = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r<"), max_size=40)
+    lambda t: "<!--" not in t and "\r" not in t
+)
+
+
+@given(PLAIN, PLAIN, PLAIN, PLAIN)
+def test_only_what_is_between_the_markers_changes(before: str, old: str, after: str, table: str) -> None:
+    text = f"{before}{BEGIN}{old}{END}{after}"
+    once = between_markers(text, table)
+    assert once == f"{before}{BEGIN}\n{table.strip()}\n{END}{after}"
+    assert between_markers(once, table) == once
+
+
+def test_windows_line_ends_stay() -> None:
+    assert between_markers(f"a\r\n{BEGIN}\r\n{END}\r\nb", "x\ny\n") == f"a\r\n{BEGIN}\r\nx\r\ny\r\n{END}\r\nb"
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, END, f"{END}{BEGIN}", f"{BEGIN}{END}{END}", f"{BEGIN}{BEGIN}{END}"])
+def test_missing_or_repeated_markers_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="must be there once each, in this order"):
+        between_markers(text, "x")
+
+
+def test_a_table_with_a_marker_is_refused() -> None:
+    with pytest.raises(UserError, match="holds a marker"):
+        between_markers(f"{BEGIN}{END}", f"a {END}")
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    return write_report(tmp_path, "result", REPORT, "text")[0]
+
+
+def test_table_command_updates_a_readme(result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# A title\n\n{BEGIN}\nold\n{END}\n\nThe end: é\n", encoding="utf-8")
+    assert main(["table", str(result), "--readme", str(readme)]) == 0
+    printed = capsys.readouterr().out
+    assert printed == report_markdown(REPORT)
+    expected = f"# A title\n\n{BEGIN}\n{printed.strip()}\n{END}\n\nThe end: é\n"
+    assert readme.read_text(encoding="utf-8") == expected
+    assert main(["table", str(result), "--readme", str(readme)]) == 0
+    assert readme.read_text(encoding="utf-8") == expected
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "result.json", "result.md"]
+
+
+def test_table_command_refuses_a_bad_readme_and_leaves_it(
+    result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_bytes(b"no markers")
+    assert main(["table", str(result), "--readme", str(readme)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {readme}: the lines {BEGIN} and {END} must be there")
+    assert readme.read_bytes() == b"no markers"
+    readme.write_bytes(b"\xff\xfe")
+    assert main(["table", str(result), "--readme", str(readme)]) == 2
+    assert "is not UTF-8 text" in capsys.readouterr().err
+    assert main(["table", str(result), "--readme", str(tmp_path / "none.md")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_result_is_read_back_as_it_was_written(result: Path) -> None:
+    assert read_report(result) == REPORT
+    assert result.with_suffix(".md").read_text() == "text"
+
+
+def broken(path: Path, change: Any) -> Path:
+    report = copy.deepcopy(REPORT)
+    change(report)
+    path.write_text(json.dumps(report))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("kind"), "is not a benchmark result"),
+        (lambda r: r.update(schema_version=2), "has schema version 2, this metro-edge reads 1"),
+        (lambda r: r.pop("machine"), "incomplete benchmark result: 'machine' is missing"),
+        (lambda r: r["precisions"].clear(), "no precision was measured"),
+        (lambda r: r["precisions"]["fp32"].pop("latency"), "incomplete benchmark result"),
+        (lambda r: r["precisions"]["int8"]["accuracy"].pop("against_fp32"), "incomplete benchmark result"),
+        (lambda r: r["precisions"]["fp32"]["accuracy"].update(mpjpe_mm=float("nan")), "fp32 is not finite"),
+        (lambda r: r["precisions"]["fp32"]["accuracy"].update(mpjpe_mm="much"), "incomplete benchmark result"),
+    ],
+)
+def test_results_that_are_none_are_refused(change: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        read_report(broken(tmp_path / "r.json", change))
+
+
+def test_files_that_are_no_results_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the result"):
+        read_report(tmp_path / "none.json")
+    (tmp_path / "text.json").write_text("hello")
+    with pytest.raises(UserError, match="is not a benchmark result"):
+        read_report(tmp_path / "text.json")
+
+
+def test_both_files_are_written_or_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        write_report(tmp_path / "none", "a", REPORT, "text")
+    (tmp_path / "a.md").mkdir()  # cannot be replaced by a file
+    with pytest.raises(UserError, match=r"cannot write .*a\.md"):
+        write_report(tmp_path, "a", REPORT, "text")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.md"]

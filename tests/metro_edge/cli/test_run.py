@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from metro_edge import cli
+from metro_edge.cli.run import unique_stems
+from metro_edge.preprocess import read_picture
+
+
+@pytest.fixture
+def picture(tmp_path, frame) -> Path:
+    path = tmp_path / "in" / "person.png"
+    path.parent.mkdir()
+    cv2.imwrite(str(path), frame)
+    return path
+
+
+def run(bundle, *arguments: object) -> int:
+    return cli.main(["run", "--bundle", str(bundle.path), *map(str, arguments)])
+
+
+def test_files_of_a_picture(shared_bundle, picture, frame, tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    assert run(shared_bundle, picture, "--box", "10,5,50,100", "--box", "80,20,60,90", "-o", out) == 0
+    assert sorted(p.name for p in out.iterdir()) == [
+        "person.json", "person.overlay.png", "person.person0.glb", "person.person0.obj",
+        "person.person1.glb", "person.person1.obj",
+    ]  # fmt: skip
+    overlay = read_picture(out / "person.overlay.png")
+    assert overlay.shape == frame.shape and (overlay != frame).any()
+    document = json.loads((out / "person.json").read_text())
+    assert document["schema_version"] == 1
+    assert (document["picture"], document["width_px"], document["height_px"]) == ("person.png", 160, 120)
+    assert document["model"]["precision"] == "fp32" and len(document["model"]["onnx_sha256"]) == 64
+    assert [p["box_px"] for p in document["people"]] == [[10, 5, 50, 100], [80, 20, 60, 90]]
+    assert document["people"][1]["glb"] == "person.person1.glb"
+    assert len(document["people"][0]["joints_m"]) == 14
+    assert "2 people" in capsys.readouterr().out
+
+
+def test_several_pictures_options_and_equal_names(shared_bundle, picture, tmp_path, frame, capsys):
+    other = tmp_path / "person.jpg"
+    cv2.imwrite(str(other), frame)
+    out = tmp_path / "out"
+    options = ("--precision", "int8", "--focal-px", "500", "--threads", "1", "--side-by-side")
+    assert run(shared_bundle, picture, other, *options, "-o", out) == 0
+    assert read_picture(out / "person-2.overlay.png").shape == (120, 320, 3)
+    document = json.loads((out / "person.json").read_text())
+    assert document["model"]["precision"] == "int8"
+    assert document["people"][0]["focal_px"] == 500
+    assert document["people"][0]["box_px"] == [0, 0, 160, 120]
+    assert capsys.readouterr().out.count("1 person") == 2
+
+
+def test_same_input_same_files(shared_bundle, picture, tmp_path):
+    for out in ("a", "b"):
+        run(shared_bundle, picture, "-o", tmp_path / out)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def bad_cases(tmp_path: Path, picture: Path) -> dict[str, tuple[list[object], str]]:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (tmp_path / "file").write_text("x")
+    return {
+        "missing picture": ([tmp_path / "none.jpg"], "no picture at"),
+        "corrupt picture": ([tmp_path / "broken.jpg"], "broken.jpg"),
+        "second picture missing": ([picture, tmp_path / "none.jpg"], "no picture at"),
+        "empty box": ([picture, "--box", "5,5,0,10"], "empty"),
+        "box outside": ([picture, "--box=-50,0,20,20"], "outside the 160 x 120 px frame"),
+        "NaN box": ([picture, "--box", "nan,0,20,20"], "not finite"),
+        "box with two pictures": ([picture, picture, "--box", "0,0,9,9"], "--box goes with one picture"),
+        "precision": ([picture, "--precision", "fp64"], "unknown precision 'fp64'; known: fp32, fp16, int8"),
+        "bundle": ([picture, "--bundle", tmp_path / "none"], "no bundle at"),
+        "focal length": ([picture, "--focal-px", "0"], "focal length"),
+        "threads": ([picture, "--threads", "0"], "threads"),
+    }
+
+
+def test_mistakes_are_one_line_and_leave_nothing(shared_bundle, picture, tmp_path, capsys):
+    for name, (arguments, message) in bad_cases(tmp_path, picture).items():
+        before = sorted(tmp_path.rglob("*"))
+        assert run(shared_bundle, *arguments, "-o", tmp_path / "out") == 2, name
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, name
+        assert message in captured.err, name
+        assert captured.out == "", name
+        assert sorted(tmp_path.rglob("*")) == before, name
+
+
+def test_unwritable_output(shared_bundle, picture, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert run(shared_bundle, picture, "-o", out) == 2
+        assert "cannot write into folder" in capsys.readouterr().err
+    (tmp_path / "out" / "person.overlay.png").mkdir(parents=True)  # in the way
+    assert run(shared_bundle, picture, "-o", tmp_path / "out") == 2
+    assert "a folder is in the way" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["person.overlay.png"]
+
+
+def test_a_move_that_fails_is_one_line(shared_bundle, picture, tmp_path, capsys, monkeypatch):
+    real = os.replace
+
+    def refuse(source, target):
+        if Path(target).parent.name == "out":
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr("metro_edge.results.os.replace", refuse)
+    assert run(shared_bundle, picture, "-o", tmp_path / "out") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_bundle_with_an_altered_file(shared_bundle, picture, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(shared_bundle.path, tmp_path / "b")
+    (tmp_path / "b" / "model.fp32.onnx").write_bytes(b"other")
+    assert cli.main(["run", str(picture), "--bundle", str(tmp_path / "b"), "-o", str(tmp_path / "out")]) == 2
+    assert "model.fp32.onnx in bundle" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_fails_leaves_no_files(bundle_of, network, picture, tmp_path, capsys):
+    bundle = bundle_of(network(camera=(-0.5, 0, 0)))
+    assert run(bundle, picture, "-o", tmp_path / "out") == 2
+    assert "not positive" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_grey_deep_and_transparent_pictures(shared_bundle, tmp_path, frame):
+    for name, image in {
+        "grey.png": frame[..., 0],
+        "deep.png": frame.astype(np.uint16) * 257,
+        "clear.png": np.dstack([frame, frame[..., 0]]),
+    }.items():
+        cv2.imwrite(str(tmp_path / name), image)
+        assert run(shared_bundle, tmp_path / name, "-o", tmp_path / "out") == 0
+        assert (tmp_path / "out" / f"{Path(name).stem}.json").exists()
+
+
+def test_unique_stems():
+    paths = [Path(p) for p in ("a/x.jpg", "b/x.png", "y.png", "x-2.jpg", "c/x.jpg")]
+    assert unique_stems(paths) == ["x", "x-2", "y", "x-2-2", "x-3"]
