@@ -9,7 +9,7 @@ COLLECTED_IN = (
     "(comparison with the state of the art on 3DPW and Human3.6M)"
 )
 PROTOCOLS = (
-    "Human3.6M by protocol 2 (subjects 9 and 11, frontal camera); it has no test meshes, so there is no MPVPE. "
+    "Human3.6M by protocol 2 (subjects 9 and 11, one camera); it has no test meshes, so there is no MPVPE. "
     "3DPW test set"
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -36,12 +37,13 @@ GENERATED = "generated"
 GENERATED_FOLDER = Path("runs") / "people"  # where training keeps its samples, too
 # Training draws from seed 1 and chooses its checkpoint by seed 2 (training/configs).
 TEST_SEED = 3
+MAX_WORKERS = 4
 VERSIONS = (*LIBRARIES, "onnx", "torch", "anny")
 LATENCY_PROTOCOL = (
-    "network: one image, normalised, to camera, joints and vertices on the host; frame to body: crop, "
-    f"normalisation, network and placement of one person in a {FRAME_WH[0]}x{FRAME_WH[1]} frame in memory, without "
-    "decoding and detection; "
-    f"precisions alternate in blocks of {BLOCK} calls, x FP32 is the median over rounds of the blocks' medians"
+    "Network: one normalised image to camera, joints and vertices on the host. Frame to body: crop, normalisation, "
+    f"network and placement of one person in a {FRAME_WH[0]}x{FRAME_WH[1]} frame in memory, without decoding and "
+    f"detection. Precisions alternate in blocks of {BLOCK} calls; x FP32 is the median over rounds of the ratio of the "
+    "blocks' medians, below 1 faster"
 )
 
 
@@ -140,14 +142,14 @@ def measure(settings: Settings, bundle: Bundle, sessions: dict[str, Session], ma
     """Measure accuracy, then latency, of open sessions; returns the report (benchmarks.report). Raises UserError."""
     from training.evaluate import PROTOCOL
 
-    reference = REFERENCE if REFERENCE in sessions else None
-    accuracy = measure_accuracy(sessions, material.people, bundle.template, reference)
-    latency = measure_latency(sessions, bundle, material, settings.runs, settings.threads)
     engines = {session.device for session in sessions.values()}
     if len(engines) != 1:
         raise UserError(f"the precisions run on different engines: {', '.join(sorted(engines))}")
     engine = engines.pop()
     processor, name = processor_of(engine)
+    reference = REFERENCE if REFERENCE in sessions else None
+    accuracy = measure_accuracy(sessions, material.people, bundle.template, reference)
+    latency = measure_latency(sessions, bundle, material, settings.runs, settings.threads)
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
@@ -222,25 +224,49 @@ def load_material(settings: Settings, bundle: Bundle) -> Material:
     try:
         from training.data.generator import GeneratedPeople
         from training.data.shards import ShardedPeople, people_shards
+        from training.data.storage import SHARD_SIZE
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "train", "make the people to measure on") from None
-    count, seed = settings.samples, settings.seed
-    before = cv2.getNumThreads()
-    try:
+    with _undisturbed():
         if settings.data == GENERATED:
-            workers = min(4, usable_cores())
-            folder = people_shards(GENERATED_FOLDER, bundle.spec, seed=seed, count=count, workers=workers)
-            data = f"generated people of seed {seed}"
+            check_held_out(bundle, settings.seed)
+            # A worker writes whole shards and takes seconds to start.
+            workers = min(usable_cores(), MAX_WORKERS, -(-settings.samples // SHARD_SIZE))
+            folder = people_shards(
+                GENERATED_FOLDER, bundle.spec, seed=settings.seed, count=settings.samples, workers=workers
+            )
         else:
             folder = Path(settings.data)
-        people = ShardedPeople(folder, bundle.spec, train=False).first(count)
-        if settings.data != GENERATED:
-            seed = people.manifest.seed
-            data = f"shards {folder.name}, generated people of seed {seed}"
+        people = ShardedPeople(folder, bundle.spec, train=False).first(settings.samples)
+        check_held_out(bundle, people.manifest.seed)
         sample = GeneratedPeople(settings.seed, 1, frame_wh=FRAME_WH).sample(0)
-    finally:
-        cv2.setNumThreads(before)
+    seed = people.manifest.seed
+    data = f"rendered with seed {seed}, cached as for training"
+    if settings.data != GENERATED:
+        data += f" in {folder.name}"
     return Material(people, data, seed, sample.frame, sample.box)
+
+
+def check_held_out(bundle: Bundle, seed: int) -> None:
+    """Raise UserError when the passport says that the network was trained or calibrated on people of `seed`."""
+    for part, key in (("training", "train_seed"), ("calibration", "seed")):
+        entry = bundle.passport.get(part)
+        if isinstance(entry, dict) and entry.get(key) == seed:
+            raise UserError(
+                f"people of seed {seed} served the {part} of this bundle, so errors on them would flatter: "
+                "take another seed"
+            )
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Undo what rendering does to the process: it prints to stdout, where the table goes, and limits OpenCV."""
+    threads = cv2.getNumThreads()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _open_sessions(

@@ -135,8 +135,8 @@ def _notes(report: dict[str, Any]) -> list[str]:
     threads = "threads: the engine's choice" if device["threads"] is None else f"threads: {device['threads']}"
     hashes = ", ".join(f"{p} `{h[:SHOWN_DIGITS]}`" for p, h in report["bundle"]["onnx_sha256"].items())
     notes = [
-        f"Latency on {device['processor']}, {device['engine']}, {threads}: {latency['protocol']}. "
-        f"{latency['runs']} calls of each after {latency['warmup']} to warm up.",
+        f"Latency on {device['processor']} ({device['engine']}, {threads}), {latency['runs']} calls of each after "
+        f"{latency['warmup']} to warm up. {latency['protocol']}.",
         f"Accuracy: {accuracy['samples']} samples, {accuracy['data']}; {accuracy['protocol']}.",
     ]
     if any(entry["accuracy"]["against_fp32"] for entry in report["precisions"].values()):

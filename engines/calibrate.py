@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from metro_edge.errors import UserError
 from metro_edge.spec import INPUT_NAME
@@ -94,7 +93,7 @@ def calibrate(
     del observed
     found = {name: Magnitudes() for name in tensors}
     count = 0
-    for images in tqdm(batches, desc="calibrate", leave=False):
+    for images in batches:
         count += len(images)
         for name in inputs:
             found[name].add(images)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnxsim
-import numpy as np
 from onnx import numpy_helper
 
 from engines.export import strip_traces

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.latency import WARMUP, check_runs, measure_interleaved, ratio, round_robin, runs_needed
@@ -12,6 +12,7 @@ from metro_edge.errors import UserError
 from metro_edge.timing import Latency
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 80), st.integers(1, 20))
 def test_round_robin_gives_everybody_the_same_number_in_alternating_blocks(
     subjects: int, runs: int, block: int
@@ -64,6 +65,7 @@ def test_measures_what_each_call_took_and_counts_no_warm_up() -> None:
     assert time.calls[2 * WARMUP :][:22] == ["slow"] * 11 + ["fast"] * 11
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 1e3), min_size=20, max_size=200))
 def test_percentiles_bound_the_right_share_of_the_calls(durations_ms: list[float]) -> None:
     time = FakeTime()
@@ -84,6 +86,7 @@ def test_a_clock_that_slows_down_all_alike_leaves_the_ratio() -> None:
     assert (found.median, found.low, found.high) == pytest.approx((0.4, 0.4, 0.4))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 100), min_size=20, max_size=60), st.integers(1, 15))
 def test_ratio_to_itself_is_one_and_lies_in_its_range(samples_ms: list[float], block: int) -> None:
     latency = Latency(np.array(samples_ms), 0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,17 @@ import pytest
 import benchmarks.run
 from benchmarks.__main__ import main
 from benchmarks.report import read_report
-from benchmarks.run import Material, Settings, chosen_precisions, load_material, processor_of, run
+from benchmarks.run import (
+    Material,
+    Settings,
+    check_held_out,
+    chosen_precisions,
+    load_material,
+    measure,
+    processor_of,
+    run,
+)
+from metro_edge.backends import open_session
 from metro_edge.backends.gpu import Gpu
 from metro_edge.bundle import Bundle, write_bundle
 from metro_edge.errors import UserError
@@ -82,7 +93,7 @@ def test_a_whole_run(settings: Settings, bundle: Bundle, tiny_material: Material
     assert report["precisions"]["fp32"]["accuracy"]["mpvpe_mm"] == pytest.approx(100 * extent, rel=1e-5)
 
 
-def test_the_fp32_reference_is_measured_along(settings: Settings, bundle: Bundle) -> None:
+def test_the_fp32_reference_is_measured_along(bundle: Bundle) -> None:
     assert chosen_precisions(bundle, ()) == ("fp32", "fp16", "int8")
     assert chosen_precisions(bundle, ("int8",)) == ("fp32", "int8")
 
@@ -117,6 +128,31 @@ def test_the_label_says_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
         processor_of("abacus")
 
 
+def test_precisions_on_different_engines_are_not_put_into_one_table(
+    settings: Settings, bundle: Bundle, material: Material
+) -> None:
+    with open_session(bundle, "fp32") as fp32, open_session(bundle, "int8") as int8:
+        int8.device = "another engine"
+        with pytest.raises(UserError, match="different engines: another engine, onnxruntime"):
+            measure(settings, bundle, {"fp32": fp32, "int8": int8}, material)
+
+
+def test_a_missing_extra_is_named(settings: Settings, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "training.data.shards", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"torch is needed to make the people .* 'metro-edge\[train\]'"):
+        load_material(settings, bundle)
+
+
+@pytest.mark.parametrize(("part", "key"), [("training", "train_seed"), ("calibration", "seed")])
+def test_people_that_the_network_has_seen_are_refused(part: str, key: str, settings: Settings, bundle: Bundle) -> None:
+    seen = dataclasses.replace(bundle, passport={**bundle.passport, part: {key: settings.seed}})
+    with pytest.raises(UserError, match=f"people of seed 3 served the {part} of this bundle"):
+        load_material(settings, seen)
+    check_held_out(seen, settings.seed + 1)
+    check_held_out(bundle, settings.seed)
+
+
 def test_the_command_gives_the_run_again(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(tmp_path) not in settings.command
     monkeypatch.chdir(tmp_path)
@@ -134,7 +170,7 @@ def test_real_generated_people_on_the_command_line(
     printed = capsys.readouterr()
     (result,) = (tmp_path / "out").glob("*.json")
     report = read_report(result)
-    assert report["accuracy"]["data"] == "generated people of seed 3"
+    assert report["accuracy"]["data"] == "rendered with seed 3, cached as for training"
     assert report["accuracy"]["samples"] == 3
     assert 50 < report["precisions"]["fp32"]["accuracy"]["mpvpe_mm"] < 1000
     assert printed.out.strip() == (result.with_suffix(".md").read_text().split("\n\n", 1)[1]).strip()
@@ -146,7 +182,7 @@ def test_real_generated_people_on_the_command_line(
     (again,) = (tmp_path / "again").glob("*.json")
     other = read_report(again)
     assert other["precisions"]["fp32"]["accuracy"] == report["precisions"]["fp32"]["accuracy"]
-    assert other["accuracy"]["data"] == f"shards {shards.name}, generated people of seed 3"
+    assert other["accuracy"]["data"] == f"rendered with seed 3, cached as for training in {shards.name}"
     capsys.readouterr()
 
     assert main(["table", str(result)]) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.__main__ import main
@@ -80,8 +80,7 @@ def test_the_table_has_a_row_per_precision_and_says_what_was_measured() -> None:
     assert text.startswith("**metro_edge, measured on CPU: Some CPU**\n\n| precision |")
     for fact in (
         "2000 samples, generated people of seed 3; by METRO",
-        "onnxruntime 1.23.0 CPUExecutionProvider, threads: 2",
-        "100 calls of each after 13 to warm up",
+        "Latency on CPU (onnxruntime 1.23.0 CPUExecutionProvider, threads: 2), 100 calls of each after 13 to warm up",
         "Python 3.11.0, numpy 2.0; metro-edge 0.1.0; 2026-01-02T03:04:05Z",
         "fp32 `abababababab`, int8 `cdcdcdcdcdcd`",
         "`python -m benchmarks run bundle`",
@@ -122,10 +121,9 @@ def test_cells_cannot_break_the_table() -> None:
 
 
 PLAIN = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r<"), max_size=40)
-    lambda t: "<!--" not in t and "\r" not in t
-)
 
 
+@settings(deadline=None)
 @given(PLAIN, PLAIN, PLAIN, PLAIN)
 def test_only_what_is_between_the_markers_changes(before: str, old: str, after: str, table: str) -> None:
     text = f"{before}{BEGIN}{old}{END}{after}"

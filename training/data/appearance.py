@@ -124,13 +124,14 @@ def noise3(points: Floats, rng: Rng, size_m: float, waves: int = 5) -> Floats:
     directions = rng.normal(0, 1, (3, waves)).astype(np.float32) * np.float32(2 / size_m)
     phases = rng.uniform(0, 2 * np.pi, waves).astype(np.float32)
     share = np.full(waves, 1 / np.sqrt(waves), np.float32)
-    return np.sin(points @ directions + phases) @ share
+    noise: Floats = np.sin(points @ directions + phases) @ share
+    return noise
 
 
 def linear_bgr(rgb: Any) -> Floats:
     """Return linear BGR in [0, 1] of sRGB values 0..255 (..., 3)."""
-    bgr: Floats = (np.clip(np.asarray(rgb, np.float32)[..., ::-1], 0, 255) / 255) ** GAMMA
-    return bgr
+    bgr: Any = (np.clip(np.asarray(rgb, np.float32)[..., ::-1], 0, 255) / 255) ** GAMMA
+    return np.asarray(bgr, np.float32)
 
 
 @dataclass

@@ -3,7 +3,8 @@
 picture.jpg   a made person, 640 x 480
 clip.mp4      one person walks, turns and waves, 60 frames, 24 per second
 truth.npz     boxes (F, 4) float32 x, y, width, height px of every frame of the clip;
-              frame_ids (K,) int32, every sixth frame; vertices (K, V, 3) int16, 1/16 mm, root-centred, camera frame;
+              frame_ids (K,) int32, every sixth frame;
+                  vertices (K, V, 3) int16, 1/16 mm, root-centred, camera frame;
               picture_box (4,) float32 and picture_vertices (V, 3) int16 of the picture
 """
 
@@ -37,7 +38,7 @@ FRAMES, FRAMES_PER_SECOND, EVERY = 60, 24, 6
 SEED = 4242  # never one of training's
 WALK_FRAMES, BLEND_FRAMES = 34, 12
 SPEED_M, CYCLE_M = 1.15, 1.35  # per second, per two steps
-PICTURE_INDEX = 0
+PICTURE_INDEX = 1
 
 
 def _walking(rig: Rig, frame: int) -> Array:
@@ -94,9 +95,9 @@ def _clip_bodies() -> tuple[Any, Any]:
     for body, heading, place in zip(bodies, headings, positions, strict=True):
         stand = np.array([place[0], place[1], 0.0])
         turn = look_from(heading, 6)
-        # The soles on the ground, the camera 1.25 m above it and 4.6 m away.
+        # The soles on the ground, the camera 1.25 m above it and 3.8 m away.
         lift = np.array([0, 0, -float(body[:, 2].min()) - 1.25])
-        view = View(turn, level @ (stand + lift) + level @ np.array([0, 4.6, 0]), 620.0, centre)
+        view = View(turn, level @ (stand + lift) + level @ np.array([0, 3.8, 0]), 620.0, centre)
         vertices.append(view.apply(body))
         views.append(view)
     return np.stack(vertices), views
@@ -113,12 +114,12 @@ def render_clip() -> tuple[list[NDArray[np.uint8]], Any, NDArray[np.float32]]:
         [(np.array([-0.45, -0.70, -0.55], np.float32), np.array([0.78, 0.84, 0.90], np.float32))],
         True,
     )
-    room: Any = cv2.resize(make_background("room", np.random.default_rng(SEED + 8)), SIZE_WH)
+    room: Any = cv2.resize(make_background("field", np.random.default_rng(SEED + 1)), SIZE_WH)
     room = cv2.GaussianBlur(room, (0, 0), 1.5)
     frames, boxes = [], []
     for body, view in zip(tqdm(vertices, desc="clip", leave=False), views, strict=True):
         picture = room.astype(np.float32)
-        _ground_shadow(np.random.default_rng(SEED), picture, body, view)
+        _ground_shadow(np.random.default_rng(SEED + 12), picture, body, view)
         draw_person(body, faces, look, light, view, SIZE_WH, np.random.default_rng(SEED)).over(picture)
         frames.append(np.clip(picture, 0, 255).astype(np.uint8))
         boxes.append(_box(project(body, view.focal_px, view.centre_px), SIZE_WH))

@@ -110,13 +110,3 @@ def cross_arms(p: Poser, rng: Rng) -> None:
         target = np.array(centre) + np.array([0, front, -front]) + rng.normal(0, 0.02, 3)
         p.arm_to(side, toward(side, *target), toward(side, *pole))
         p.hand(side, 35, 20, 0, rng)
-
-
-def _head(p: Poser, rng: Rng, strength: float = 1.0) -> None:
-    p.neck(rng.normal(4, 12) * strength, rng.normal(0, 7) * strength, rng.normal(0, 24) * strength)
-
-
-def _upright(p: Poser, rng: Rng, lean: float = 4.0) -> None:
-    p.root(rng.normal(0, lean), rng.normal(0, 3), 0)
-    p.spine(rng.normal(3, 7), rng.normal(0, 5), rng.normal(0, 9))
-    _head(p, rng)

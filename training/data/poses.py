@@ -26,6 +26,16 @@ Rng = Any  # numpy.random.Generator
 _TRIES = 12
 
 
+def _head(p: Poser, rng: Rng, strength: float = 1.0) -> None:
+    p.neck(rng.normal(4, 12) * strength, rng.normal(0, 7) * strength, rng.normal(0, 24) * strength)
+
+
+def _upright(p: Poser, rng: Rng, lean: float = 4.0) -> None:
+    p.root(rng.normal(0, lean), rng.normal(0, 3), 0)
+    p.spine(rng.normal(3, 7), rng.normal(0, 5), rng.normal(0, 9))
+    _head(p, rng)
+
+
 def _stand(p: Poser, rng: Rng) -> None:
     _upright(p, rng)
     width, stagger = abs(rng.normal(0.05, 0.08)), rng.normal(0, 0.06)

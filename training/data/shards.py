@@ -210,7 +210,8 @@ def _check(manifest: Manifest, folder: Path, spec: ModelSpec) -> None:
     missing = [k for k in range(manifest.shard_count) if not shard_path(folder, k).is_dir()]
     if missing:
         raise UserError(
-            f"{folder} is incomplete: {len(missing)} of {manifest.shard_count} shards are missing; write it again to go on"
+            f"{folder} is incomplete: {len(missing)} of {manifest.shard_count} shards are missing; "
+            "write it again to go on"
         )
     wanted = (spec.body, spec.vertex_count, spec.crop_rule, spec.box_scale)
     there = (manifest.body, manifest.vertex_count, manifest.crop_rule, manifest.box_scale)

@@ -71,6 +71,7 @@ def metro_edge() -> MetroConfig:
         camera_from="vertices",
         camera_hidden=128,
         camera_image=True,
+        dropout=0.0,  # a few epochs over generated people: it underfits rather than overfits
         upsampling=("dense", "sparse"),
         sparse_neighbours=8,
     )

@@ -1,0 +1,75 @@
+"""`python -m engines COMMAND`: turn a trained checkpoint into a bundle that runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from metro_edge.errors import MissingExtraError, UserError
+from metro_edge.spec import PRECISIONS
+
+# Heavy imports sit inside the commands, so that --help answers at once.
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns 0, or 2 after printing a user's mistake in one line."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser(
+        "convert",
+        help="checkpoint -> bundle: ONNX, FP16, INT8, each verified against PyTorch",
+        description="Convert a checkpoint to a bundle. Every precision is run beside PyTorch on held-out samples; "
+        "one that errs beyond its tolerance is refused, and then nothing is written.",
+    )
+    command.add_argument("checkpoint", type=Path, help="of `python -m training fit` or `publish`")
+    command.add_argument("-o", "--output", type=Path, required=True, help="the bundle: a folder, or a .zip file")
+    command.add_argument(
+        "--precision", nargs="+", default=list(PRECISIONS), metavar="P", help="of fp32 fp16 int8 (default: all)"
+    )
+    command.add_argument("--calibration-samples", type=int, default=256, help="training samples for INT8 (256)")
+    command.add_argument("--calibration", default="mse", metavar="M", help="mse (default), percentile or max")
+    command.add_argument("--verify-samples", type=int, default=64, help="held-out samples to compare on (64)")
+    command.add_argument("--seed", type=int, help="of the held-out samples (default: the run's validation seed)")
+    command.add_argument(
+        "--tolerance-mm", nargs="+", default=[], metavar="P=MM",
+        help="largest mean vertex distance from PyTorch (default: fp32=0.01 fp16=1 int8=10)",
+    )  # fmt: skip
+    command.add_argument("--data", type=Path, help="folder of generated samples (default: the run's)")
+    command.add_argument("--licence", default="not stated", help="of the weights, written into the passport")
+    command.set_defaults(run=_convert)
+    return parser
+
+
+def _convert(args: argparse.Namespace) -> int:
+    try:
+        from engines.convert import Settings, convert, tolerances_from_text
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "onnx", "export,train", "convert checkpoints") from None
+    settings = Settings(
+        precisions=tuple(args.precision),
+        calibration_samples=args.calibration_samples,
+        verify_samples=args.verify_samples,
+        seed=args.seed,
+        method=args.calibration,
+        tolerances_mm=tolerances_from_text(args.tolerance_mm),
+        data=args.data,
+        licence=args.licence,
+    )
+    bundle = convert(args.checkpoint, args.output, settings)
+    entries = bundle.passport["files"].values()
+    print(f"wrote {args.output}: {', '.join(bundle.precisions)}, {sum(e['bytes'] for e in entries) / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
