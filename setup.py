@@ -39,6 +39,9 @@ EXTRAS = {
         "pytest>=8.3",
         "ruff>=0.11",
         "setuptools>=77",
+        "trimesh>=4.4",
+        "types-protobuf>=4.25",
+        "types-PyYAML>=6.0",
         "wheel>=0.45",
     ],
 }
@@ -68,6 +71,7 @@ setup(
         "numpy>=1.26",
         "opencv-python>=5.0",  # cv2.triangleRasterize
         "onnxruntime>=1.20",
+        "protobuf>=4.25",  # rewrites INT8 graphs for the CPU; ONNX Runtime needs it anyway
         "tqdm>=4.66",
     ],
     extras_require=EXTRAS,

@@ -64,7 +64,7 @@ class Magnitudes:
         errors = [self._squared_error(middles, float(candidate)) for candidate in candidates]
         return float(candidates[int(np.argmin(errors))])
 
-    def _squared_error(self, middles: NDArray[np.float64], threshold: float) -> float:
+    def _squared_error(self, middles: NDArray, threshold: float) -> float:
         step = threshold / LEVELS
         clipped = np.maximum(middles - threshold, 0.0)
         # Values that fall below half a step all become 0; rounding errs by step^2 / 12 elsewhere.

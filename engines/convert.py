@@ -107,7 +107,8 @@ class Samples:
             raise UserError(f"seed {seed} is the training's: held-out samples need another one")
         people = _people(checkpoint, settings, seed, settings.verify_samples)
         items = [people[i] for i in range(len(people))]
-        return cls(*(np.stack([item[key].numpy() for item in items]) for key in ("image", "vertices")), seed)
+        images, vertices = (np.stack([item[key].numpy() for item in items]) for key in ("image", "vertices"))
+        return cls(images, vertices, seed)
 
 
 def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callable[[str], None] = print) -> Bundle:
@@ -195,7 +196,7 @@ def _graph(
 def _people(checkpoint: Checkpoint, settings: Settings, seed: int, count: int) -> ShardedPeople:
     spec = checkpoint.config.spec
     folder = settings.data or Path(checkpoint.config.data.folder)
-    return ShardedPeople(people_shards(folder, spec, seed=seed, count=count, workers=2), spec, train=False)
+    return ShardedPeople(people_shards(folder, spec, seed=seed, count=count, workers=1), spec, train=False)
 
 
 def _passport(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
@@ -208,9 +209,7 @@ def _passport(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _accuracy_head(
-    samples: Samples, reference: Predictions, template: Any, spec: ModelSpec
-) -> dict[str, Any]:
+def _accuracy_head(samples: Samples, reference: Predictions, template: Any, spec: ModelSpec) -> dict[str, Any]:
     errors = mesh_errors(reference.vertices, samples.vertices, template, spec.joint_set).means_mm()
     return {
         "data": f"generated people, seed {samples.seed}, held out from training",

@@ -51,9 +51,7 @@ def export_onnx(model: Metro, spec: ModelSpec, checkpoint_sha256: str) -> onnx.M
     """
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     if size + _GRAPH_ALLOWANCE > PROTOBUF_LIMIT:
-        raise UserError(
-            f"the weights of {spec.name} take {size / 2**30:.2f} GiB; one ONNX file holds less than 2 GiB"
-        )
+        raise UserError(f"the weights of {spec.name} take {size / 2**30:.2f} GiB; one ONNX file holds less than 2 GiB")
     images = torch.zeros(2, 3, spec.image_size, spec.image_size)  # a batch of 1 would be taken for a constant
     program = torch.onnx.export(
         ExportedMetro(model).eval(),

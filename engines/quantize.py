@@ -120,9 +120,7 @@ def activations(model: onnx.ModelProto, nodes: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name and name not in known))
 
 
-def insert_qdq(
-    model: onnx.ModelProto, nodes: Iterable[str], thresholds: Mapping[str, float]
-) -> onnx.ModelProto:
+def insert_qdq(model: onnx.ModelProto, nodes: Iterable[str], thresholds: Mapping[str, float]) -> onnx.ModelProto:
     """Return the graph with Q/DQ at the inputs of the named nodes.
 
     Args:

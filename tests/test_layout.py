@@ -50,9 +50,7 @@ def python_files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def imported_modules(
-    source: str, module: str, *, is_package: bool = False
-) -> Iterator[tuple[str, int, bool]]:
+def imported_modules(source: str, module: str, *, is_package: bool = False) -> Iterator[tuple[str, int, bool]]:
     """Yield (absolute name, line, is at module level) of each import outside type-checking blocks."""
     tree = ast.parse(source)
     inside: set[ast.AST] = set()
@@ -105,8 +103,7 @@ def test_runtime_imports_no_training_library() -> None:
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in python_files("metro_edge")
         for name, line, at_module_level in imports_of(path)
-        if name.split(".")[0] in NEVER_IN_RUNTIME
-        or (at_module_level and name.split(".")[0] in NEVER_AT_MODULE_LEVEL)
+        if name.split(".")[0] in NEVER_IN_RUNTIME or (at_module_level and name.split(".")[0] in NEVER_AT_MODULE_LEVEL)
     ]
     assert found == []
 
@@ -133,9 +130,7 @@ def late():
         ("torch.nn", 9, False),
         ("engines.convert", 10, False),
     }
-    assert set(imported_modules("from . import a", "metro_edge.cli", is_package=True)) == {
-        ("metro_edge.cli", 1, True)
-    }
+    assert set(imported_modules("from . import a", "metro_edge.cli", is_package=True)) == {("metro_edge.cli", 1, True)}
 
 
 def test_import_is_light() -> None:
@@ -175,9 +170,7 @@ def test_every_command_file_has_the_two_functions() -> None:
     commands = [path for path in (ROOT / "metro_edge/cli").glob("*.py") if not path.stem.startswith("_")]
     assert commands
     for path in commands:
-        functions = {
-            n.name for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.FunctionDef)
-        }
+        functions = {n.name for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.FunctionDef)}
         assert {"add_parser", "run"} <= functions, path.name
 
 

@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-o", "--output", type=Path, required=True)
     command.set_defaults(run=_body)
 
+    command = commands.add_parser("sizes", help="what the sizes of the edge preset cost on this machine (minutes)")
+    command.add_argument("--runs", type=int, default=40)
+    command.set_defaults(run=_sizes)
+
     command = commands.add_parser("sheet", help="a contact sheet of generated people")
     command.add_argument("-o", "--output", type=Path, required=True)
     command.add_argument("--seed", type=int, default=0)
@@ -96,6 +100,13 @@ def _body(args: argparse.Namespace) -> int:
     print(f"{template.name}: levels {template.level_sizes}, {args.output.stat().st_size / 1e6:.2f} MB")
     for name, error in errors.items():
         print(f"{name:34s} {error:6.2f} mm")
+    return 0
+
+
+def _sizes(args: argparse.Namespace) -> int:
+    from training.sizes import size_table
+
+    print(size_table(args.runs))
     return 0
 
 

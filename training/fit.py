@@ -91,9 +91,12 @@ class PeopleData(lightning.LightningDataModule):
         self.held_out = ShardedPeople(folders[1], spec)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return this epoch's loader; its workers inherit the epoch, so there is a new one for each."""
-        self.people.set_epoch(self.trainer.current_epoch if self.trainer else 0)
-        return self._loader(self.people, shuffle=True, drop_last=len(self.people) >= self.batch_size)
+        """Return this epoch's loader: its order and augmentation are functions of seed and epoch alone."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        self.people.set_epoch(epoch)  # before the workers start, which inherit it
+        order = torch.Generator().manual_seed(self.people.seed + 1_000_003 * epoch)
+        drop_last = len(self.people) >= self.batch_size
+        return self._loader(self.people, shuffle=True, generator=order, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the held-out samples, not augmented."""

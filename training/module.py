@@ -95,7 +95,9 @@ class MetroModule(lightning.LightningModule):
             ],
             betas=(0.9, 0.98),
         )
-        steps = int(self.trainer.estimated_stepping_batches)
+        # Of the whole run, also where max_steps interrupts it, so that resuming follows the same schedule.
+        _ = self.trainer.estimated_stepping_batches  # loads the data, which num_training_batches needs
+        steps = int(self.trainer.num_training_batches) * optim.epochs
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, steps, optim.warmup_steps)
         )

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from metro_edge.backends import Outputs
+from metro_edge.errors import PredictionError
 from metro_edge.files import output_folder, replacing
 from metro_edge.postprocess import Intrinsics, bodies_from_outputs
 from metro_edge.spec import ModelSpec
@@ -53,16 +54,19 @@ def prediction_sheet(
 ) -> NDArray[np.uint8]:
     """Return a picture (H, W, 3) uint8 BGR of network inputs (N, 3, S, S), each beside its predicted body."""
     size = spec.image_size
-    rgb = images.transpose(0, 2, 3, 1) * np.float32(spec.std) + np.float32(spec.mean)
+    rgb = images.transpose(0, 2, 3, 1) * np.asarray(spec.std, np.float32) + np.asarray(spec.mean, np.float32)
     crops = np.ascontiguousarray((rgb[..., ::-1] * 255).clip(0, 255).astype(np.uint8))
     # The crop is the whole frame here, so the box is what the crop rule turns back into it.
     side = size / spec.box_scale
     boxes = np.tile([(size - side) / 2, (size - side) / 2, side, side], (len(images), 1))
-    bodies = bodies_from_outputs(
-        outputs, boxes, Intrinsics.for_frame((size, size), FOCAL_CROPS * size), spec, template
-    )
-    tiles = [
-        np.hstack([crop, draw_bodies(crop, [body])]) for crop, body in zip(crops, bodies, strict=True)
-    ]
+    camera = Intrinsics.for_frame((size, size), FOCAL_CROPS * size)
+    tiles = []
+    for i, crop in enumerate(crops):
+        one = Outputs(*(values[i : i + 1] for values in outputs))
+        try:
+            drawn = draw_bodies(crop, bodies_from_outputs(one, boxes[i : i + 1], camera, spec, template))
+        except PredictionError:  # an untrained camera may look backwards; a picture must not end the run
+            drawn = np.zeros_like(crop)
+        tiles.append(np.hstack([crop, drawn]))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])

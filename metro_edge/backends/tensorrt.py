@@ -81,20 +81,14 @@ class PlanInfo:
         try:
             values = json.loads(sidecar.read_text(encoding="utf-8"))
             if values.get("schema_version") != PLAN_SCHEMA_VERSION:
-                raise ValueError(
-                    f"schema version {values.get('schema_version')!r}, not {PLAN_SCHEMA_VERSION}"
-                )
+                raise ValueError(f"schema version {values.get('schema_version')!r}, not {PLAN_SCHEMA_VERSION}")
             if values.keys() != {field.name for field in fields(cls)}:
                 raise ValueError("other fields than a plan's description has")
             info = cls(**{**values, "compute_capabilities": tuple(values["compute_capabilities"])})
         except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{sidecar} is not the description of a plan ({error}); build the plan again"
-            ) from None
+            raise UserError(f"{sidecar} is not the description of a plan ({error}); build the plan again") from None
         if sha256_of(plan_path.read_bytes()) != info.plan_sha256:
-            raise UserError(
-                f"{plan_path} is not the plan that {sidecar.name} describes; build the plan again"
-            )
+            raise UserError(f"{plan_path} is not the plan that {sidecar.name} describes; build the plan again")
         return info
 
 
@@ -190,9 +184,7 @@ def build_plan(
         with attach_progress(trt, config, f"{precision} plan", show=progress):
             plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise UserError(
-                f"{trt.__name__} {trt.__version__} could not build {onnx_path}: {logger_of(trt).reason()}"
-            )
+            raise UserError(f"{trt.__name__} {trt.__version__} could not build {onnx_path}: {logger_of(trt).reason()}")
         info = PlanInfo(
             plan_sha256=sha256_of(plan),
             plan_bytes=plan.nbytes,
@@ -223,9 +215,7 @@ def _network_from_onnx(trt: Any, onnx_path: Path) -> tuple[Any, Any]:
         raise UserError(f"{trt.__name__} cannot build on this machine: {log.reason()}") from None
     flags = trt.NetworkDefinitionCreationFlag
     # Where the flag exists TensorRT 10 needs it; newer libraries know no other networks.
-    network = builder.create_network(
-        1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
-    )
+    network = builder.create_network(1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx_path)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -269,9 +259,7 @@ def _set_batch_profile(
         batch, *rest = tuple(tensor.shape) or (1,)
         if any(size < 0 for size in rest):
             shape = (batch, *rest)
-            raise UserError(
-                f"{onnx_path}: input {tensor.name} has shape {shape}; only the batch may be dynamic"
-            )
+            raise UserError(f"{onnx_path}: input {tensor.name} has shape {shape}; only the batch may be dynamic")
         if batch < 0:
             dynamic = True
             profile.set_shape(tensor.name, (1, *rest), (optimal_batch, *rest), (max_batch, *rest))
@@ -291,9 +279,7 @@ def _set_target(trt: Any, config: Any, wanted: Sequence[str]) -> tuple[str | Non
             raise UserError(f"tensorrt builds for this device's GPU alone, not for {', '.join(wanted)}")
         gpu = first_gpu()
         return (gpu.name, (gpu.compute_capability,)) if gpu else (None, ())
-    known = {
-        f"{n[2:-1]}.{n[-1]}": value for n, value in trt.ComputeCapability.__members__.items() if n[:2] == "SM"
-    }
+    known = {f"{n[2:-1]}.{n[-1]}": value for n, value in trt.ComputeCapability.__members__.items() if n[:2] == "SM"}
     if unknown := [name for name in wanted if name not in known]:
         raise UserError(f"unknown compute capability {', '.join(unknown)}; known: {', '.join(known)}")
     if wanted:

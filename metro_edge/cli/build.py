@@ -37,9 +37,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--optimal-batch", metavar="N", type=int, default=1, help="batch to choose kernels for (default: 1)"
     )
-    parser.add_argument(
-        "--workspace-mb", metavar="MB", type=int, help="limit of scratch memory while building"
-    )
+    parser.add_argument("--workspace-mb", metavar="MB", type=int, help="limit of scratch memory while building")
     parser.add_argument(
         "--compute-capability",
         metavar="X.Y",

@@ -24,6 +24,16 @@ def tiny_values(**sections: Any) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Plain values of a run over 32 samples that takes seconds; its shards are made once per session."""
+    folder = tmp_path_factory.mktemp("people")
+    return tiny_values(
+        data={"folder": str(folder), "train_count": 32, "validation_count": 8, "workers": 0},
+        optim={"epochs": 2, "batch_size": 8, "warmup_steps": 2, "lr": 3e-3, "pretrained": False},
+    )
+
+
 @pytest.fixture
 def tiny_config() -> FitConfig:
     return FitConfig.from_dict(tiny_values())

@@ -31,9 +31,7 @@ def upsampling_matrices(config: MetroConfig, seed: int = 0) -> list:
     """Random starting matrices for the steps of `config`, rows summing to 1."""
     random = np.random.default_rng(seed)
     steps = []
-    for kind, coarse, fine in zip(
-        config.upsampling, config.vertex_levels[:-1], config.vertex_levels[1:], strict=True
-    ):
+    for kind, coarse, fine in zip(config.upsampling, config.vertex_levels[:-1], config.vertex_levels[1:], strict=True):
         k = config.sparse_neighbours if kind == "sparse" else coarse
         weights = random.random((fine, k), dtype=np.float32)
         weights /= weights.sum(1, keepdims=True)

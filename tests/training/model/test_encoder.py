@@ -8,9 +8,7 @@ from training.model.encoder import Encoder
 @pytest.fixture
 def encoder():
     torch.manual_seed(0)
-    encoder = Encoder(
-        10, EncoderBlock(hidden=24, layers=3, heads=4, ffn=48, output=5), max_tokens=16, dropout=0.1
-    )
+    encoder = Encoder(10, EncoderBlock(hidden=24, layers=3, heads=4, ffn=48, output=5), max_tokens=16, dropout=0.1)
     torch.nn.init.normal_(encoder.positions)
     return encoder.eval()
 
@@ -30,11 +28,7 @@ def test_layer_equals_torch_reference_layer(encoder):
         "norm2.": ours.ffn_norm,
     }
     theirs.load_state_dict(
-        {
-            prefix + kind: getattr(layer, kind)
-            for prefix, layer in pairs.items()
-            for kind in ("weight", "bias")
-        }
+        {prefix + kind: getattr(layer, kind) for prefix, layer in pairs.items() for kind in ("weight", "bias")}
     )
     x = torch.randn(2, 7, 24)
     torch.testing.assert_close(ours(x)[0], theirs(x))

@@ -56,10 +56,7 @@ def test_every_entry_is_accounted_for(network):
     with torch.device("meta"):
         model = Metro.blank(preset(network))
     names = [
-        n
-        for key in model.state_dict()
-        if not key.startswith("template")
-        for n in released_names(key, model.config)
+        n for key in model.state_dict() if not key.startswith("template") for n in released_names(key, model.config)
     ]
     assert len(set(names)) == len(names)
     assert set(names) <= set(released)
@@ -87,14 +84,10 @@ def test_checkpoint_of_another_architecture_is_refused():
 
 def test_lenient_report_lists_what_happened():
     only = Edited("metro_body_resnet50", extra={"mystery.weight": [3]})
-    only.shapes = {
-        n: s for n, s in only.shapes.items() if n.startswith(("cam_param", "mystery")) or "pooler" in n
-    }
+    only.shapes = {n: s for n, s in only.shapes.items() if n.startswith(("cam_param", "mystery")) or "pooler" in n}
     state, report = state_dict_from_released(only, preset("metro_body_resnet50"), strict=False)
     assert sorted(state) == sorted(
-        f"camera_head.{layer}.{kind}"
-        for layer in ("coordinates", "points", "output")
-        for kind in ("weight", "bias")
+        f"camera_head.{layer}.{kind}" for layer in ("coordinates", "points", "output") for kind in ("weight", "bias")
     )
     assert len(report.used) == 6 and len(report.unused) == 6 and report.unexpected == ("mystery.weight",)
     assert "upsampling2.weight" in report.missing

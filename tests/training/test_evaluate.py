@@ -1,0 +1,85 @@
+"""Evaluation against errors worked out by hand, and the baselines' defining properties."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from metro_edge.backends import Outputs
+from metro_edge.metrics import procrustes
+from training.bodies import body_template
+from training.config import FitConfig
+from training.data.shards import ShardedPeople, people_shards
+from training.evaluate import best_constant_pose, constant, evaluate, mean_body, predictor
+from training.model import MetroOutput
+from training.pictures import prediction_sheet
+
+TEMPLATE = body_template("anny")
+
+
+@pytest.fixture(scope="module")
+def people(tiny_run: dict[str, Any]) -> ShardedPeople:
+    config = FitConfig.from_dict(tiny_run)
+    folder = people_shards(Path(config.data.folder), config.spec, seed=2, count=8, workers=1)
+    return ShardedPeople(folder, config.spec)
+
+
+@pytest.fixture(scope="module")
+def meshes(people: ShardedPeople) -> np.ndarray:
+    return np.stack([people[i]["vertices"].numpy() for i in range(len(people))])
+
+
+def test_the_truth_has_no_error_and_a_scaled_truth_only_an_aligned_one(
+    people: ShardedPeople, meshes: np.ndarray
+) -> None:
+    queue = iter(np.array_split(meshes, 2))
+    errors = evaluate(lambda images: next(queue), people, TEMPLATE, batch_size=4).means_mm()
+    assert max(errors.values()) < 1e-3
+    queue = iter(np.array_split(meshes * np.float32(1.1) + np.float32(0.2), 2))
+    errors = evaluate(lambda images: next(queue), people, TEMPLATE, batch_size=4).means_mm()
+    assert errors["pa_mpjpe"] < 0.01
+    joints = TEMPLATE.joints("h36m14", meshes)
+    expected = 0.1 * np.linalg.norm(joints - joints[:, [2, 3]].mean(1, keepdims=True), axis=-1).mean() * 1e3
+    assert errors["mpjpe"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_mean_body_is_the_mean(people: ShardedPeople, meshes: np.ndarray) -> None:
+    centred = meshes - TEMPLATE.root("h36m14", meshes)[:, None]
+    np.testing.assert_allclose(mean_body(people, TEMPLATE), centred.mean(0), atol=1e-5)
+
+
+def test_best_constant_pose_beats_the_rest_pose_after_alignment(people: ShardedPeople, meshes: np.ndarray) -> None:
+    def aligned_error(mesh: np.ndarray) -> float:
+        moved = procrustes(np.broadcast_to(mesh, meshes.shape), meshes)
+        return float(np.linalg.norm(moved - meshes, axis=-1).mean())
+
+    assert aligned_error(best_constant_pose(people, TEMPLATE)) < aligned_error(TEMPLATE.vertices)
+
+
+def test_predictors(meshes: np.ndarray) -> None:
+    images = np.zeros((3, 3, 8, 8), np.float32)
+    assert constant(meshes[0])(images).shape == (3, *meshes[0].shape)
+
+    def model(batch: torch.Tensor) -> MetroOutput:
+        return MetroOutput(torch.zeros(3, 3), torch.zeros(3, 14, 3), (torch.zeros(1), batch.mean((2, 3))[:, None]))
+
+    assert predictor(model)(images).shape == (3, 1, 3)
+
+
+def test_prediction_sheet_shows_the_body_and_survives_a_camera_that_looks_backwards(
+    people: ShardedPeople, meshes: np.ndarray
+) -> None:
+    images = np.stack([people[i]["image"].numpy() for i in range(3)])
+    camera = np.array([[0.9, 0, 0], [-0.5, 0, 0], [0.9, 0, 0]], np.float32)
+    centred = (meshes[:3] - TEMPLATE.root("h36m14", meshes[:3])[:, None]).astype(np.float32)
+    outputs = Outputs(camera, TEMPLATE.joints("h36m14", centred).astype(np.float32), centred)
+    sheet = prediction_sheet(images, outputs, people.spec, TEMPLATE, columns=2)
+    assert sheet.shape == (2 * 64, 2 * 128, 3)
+    first, second = sheet[:64, :128], sheet[:64, 128:]
+    assert (first[:, :64] != first[:, 64:]).any()
+    assert not second[:, 64:].any()
+    assert not sheet[64:, 128:].any()  # the empty place of the fourth
