@@ -57,6 +57,9 @@ OTHER_ROTATION_STD = 0.1
 def anny_model() -> Any:
     """Return the Anny model in float32; raises MissingExtraError where `anny` is not installed."""
     try:
+        import warp  # Anny's skinning; it greets on standard output, which belongs to our tables
+
+        warp.config.log_level = 40  # errors; by number, since older versions lack the name and ignore the setting
         import anny
     except ImportError:
         raise MissingExtraError("anny", "train", "make bodies") from None

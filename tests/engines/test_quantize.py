@@ -1,0 +1,163 @@
+"""The INT8 graph: its structure, what is quantised, and its twin that the CPU runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from engines.calibrate import METHODS, Magnitudes, calibrate
+from engines.quantize import MIN_WIDTH, activations, insert_qdq, node_groups, quantise
+from metro_edge.backends.int8_twin import cpu_twin
+from metro_edge.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def int8(converted) -> onnx.ModelProto:
+    return onnx.load(converted.bundle.onnx_path("int8"))
+
+
+def run(graph: bytes, images: np.ndarray, optimise: bool) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return session.run(["camera", "joints", "vertices"], {"images": images})
+
+
+def test_structure(int8):
+    constants = {t.name: t for t in int8.graph.initializer}
+    makers = {name: node for node in int8.graph.node for name in node.output}
+    weights = 0
+    for node in int8.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert constants[node.input[2]].data_type == TensorProto.INT8 and not constants[node.input[2]].dims
+            assert numpy_helper.to_array(constants[node.input[2]]) == 0
+        if node.op_type != "DequantizeLinear":
+            continue
+        assert not numpy_helper.to_array(constants[node.input[2]]).any()
+        if node.input[0] not in constants:
+            assert makers[node.input[0]].op_type == "QuantizeLinear"
+            continue
+        weights += 1
+        weight = constants[node.input[0]]
+        assert weight.data_type == TensorProto.INT8  # no int32 biases: TensorRT refuses them
+        axis = next(a.i for a in node.attribute if a.name == "axis")
+        assert list(constants[node.input[1]].dims) == [weight.dims[axis]] and weight.dims[axis] > 1
+        assert np.abs(numpy_helper.to_array(weight)).max() == 127
+    groups = node_groups(int8)
+    assert weights > 10 and not groups.linear and not groups.convolutions  # their weights are no constants now
+
+
+def test_what_is_quantised(converted, int8):
+    groups = node_groups(converted.graph)
+    known = {t.name: t for t in converted.graph.graph.initializer}
+    by_name = {node.name: node for node in converted.graph.graph.node}
+    assert len(groups.first) == 2 and len(groups.attention) == 4 and groups.residuals
+    assert all(min(known[by_name[name].input[1]].dims) >= MIN_WIDTH for name in groups.linear)
+    # Block 1 has qkv, attention output and two of the feed-forward part; its projections lead straight to outputs.
+    assert len(groups.linear) == 4 + 1  # and the first projection of the tokens
+    dequantised = {name for node in int8.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    readers = {n.name for n in int8.graph.node if dequantised & set(n.input)}
+    assert readers == set(groups.chosen)
+
+
+def test_weights_are_within_half_a_step(converted, int8):
+    constants = {t.name: numpy_helper.to_array(t) for t in int8.graph.initializer}
+    for tensor in converted.graph.graph.initializer:
+        if f"{tensor.name}_quantized" not in constants:
+            continue
+        weight, levels = numpy_helper.to_array(tensor), constants[f"{tensor.name}_quantized"]
+        scale = constants[f"{tensor.name}_scale"]
+        axis = 1 if weight.ndim == 2 else 0
+        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+        scale = scale.reshape(shape)
+        assert (np.abs(levels * scale - weight) <= scale * 0.501).all()
+
+
+def test_twin_is_the_same_network(converted):
+    graph, images = converted.bundle.onnx_bytes("int8"), converted.images(3)
+    plain, twin = (run(g, images, optimise=False) for g in (graph, cpu_twin(graph)))
+    for a, b in zip(plain, twin, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    moved = onnx.load_from_string(cpu_twin(graph))
+    kinds = [node.op_type for node in moved.graph.node]
+    assert "Relu" in [n.op_type for n in onnx.load_from_string(graph).graph.node]
+    assert kinds.count("Clip") >= len(node_groups(converted.graph).residuals)
+    # ... and what ONNX Runtime makes of it is near, though its kernels round otherwise.
+    fast = run(cpu_twin(graph), images, optimise=True)
+    assert np.linalg.norm(fast[2] - plain[2], axis=-1).mean() < 0.25 * np.linalg.norm(
+        run(converted.bundle.onnx_bytes("fp32"), images, optimise=True)[2] - plain[2], axis=-1
+    ).mean() + 1e-3
+
+
+def test_quantised_network_is_near(converted):
+    images = converted.images(8)
+    exact, quantised = (
+        run(g, images, optimise=True)[2]
+        for g in (converted.bundle.onnx_bytes("fp32"), cpu_twin(converted.bundle.onnx_bytes("int8")))
+    )
+    error = np.linalg.norm(exact - quantised, axis=-1).mean()
+    assert 0 < error < 0.05 * np.linalg.norm(exact - exact.mean(1, keepdims=True), axis=-1).mean()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_threshold(method):
+    random = np.random.default_rng(0)
+    seen = Magnitudes()
+    for part in np.array_split(random.normal(size=200_000), 7):
+        seen.add(part)
+    outlier = np.zeros(10)
+    outlier[3] = -40.0
+    before = seen.threshold(method)
+    seen.add(outlier)
+    assert seen.counts.sum() == 200_010
+    assert seen.largest == pytest.approx(40.0)
+    if method == "max":
+        assert seen.threshold(method) == pytest.approx(40.0)
+    else:
+        # One value in 200,000 hardly moves them.
+        assert seen.threshold(method) == pytest.approx(before, rel=0.6) and seen.threshold(method) < 10
+
+
+def test_threshold_of_nothing_but_zeros():
+    seen = Magnitudes()
+    seen.add(np.zeros((2, 3)))
+    assert [seen.threshold(method) for method in METHODS] == [0.0] * 3
+
+
+def test_unknown_method():
+    with pytest.raises(UserError, match="unknown calibration method 'entropy'"):
+        Magnitudes().threshold("entropy")
+
+
+def test_calibration_sees_what_the_network_computes(converted):
+    images = converted.images(4)
+    names = activations(converted.graph, node_groups(converted.graph).chosen)
+    found = calibrate(converted.graph, ["images", *names], iter([images[:2], images[2:]]))
+    assert found["images"].largest == pytest.approx(np.abs(images).max())
+    assert all(magnitudes.largest > 0 for magnitudes in found.values())
+
+
+def test_bad_calibration(converted):
+    with pytest.raises(UserError, match="no image to calibrate on"):
+        quantise(converted.graph, iter([]))
+    with pytest.raises(UserError, match="not finite"):
+        quantise(converted.graph, iter([np.full((1, 3, 64, 64), np.nan, np.float32)]))
+
+
+def test_channels_that_are_always_zero_stay_zero(converted):
+    model = onnx.ModelProto()
+    model.CopyFrom(converted.graph)
+    name = node_groups(model).linear[0]
+    node = next(n for n in model.graph.node if n.name == name)
+    tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
+    weight = numpy_helper.to_array(tensor).copy()
+    weight[:, 5] = 0
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    graph = insert_qdq(model, [name], dict.fromkeys(activations(model, [name]), 4.0))
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
+    assert constants[f"{tensor.name}_scale"][5] == 1.0 and not constants[f"{tensor.name}_quantized"][:, 5].any()
