@@ -29,7 +29,7 @@ from engines.verify import (
     predictions_from_onnx,
     predictions_from_pytorch,
 )
-from metro_edge.bundle import Bundle, onnx_file, write_bundle
+from metro_edge.bundle import Bundle, check_replaceable, onnx_file, write_bundle
 from metro_edge.errors import UserError
 from metro_edge.files import output_folder, staging_folder
 from metro_edge.metrics import METRIC_NAMES, mesh_errors
@@ -125,8 +125,11 @@ def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callab
             tolerance. Nothing is written then.
     """
     checkpoint = load_checkpoint(checkpoint_path)
+    check_finite(checkpoint)
     spec = checkpoint.config.spec
     template = body_template(spec.body)
+    # Known now rather than after minutes of work.
+    check_replaceable(output)
     output_folder(output.resolve().parent)
     samples = Samples.load(checkpoint, settings)
     with staging_folder(output.resolve().parent) as staging:
@@ -153,6 +156,17 @@ def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callab
             passport["accuracy"]["precisions"][precision] = found.to_dict()
             files[precision] = path
         return write_bundle(output, spec, template, files, passport)
+
+
+def check_finite(checkpoint: Checkpoint) -> None:
+    """Raise UserError when a weight is NaN or infinite, as after a training that diverged."""
+    wrong = [
+        name
+        for name, value in checkpoint.model.state_dict().items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if wrong:
+        raise UserError(f"the checkpoint has weights that are not finite: {', '.join(wrong[:3])}")
 
 
 def _graph(

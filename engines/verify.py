@@ -25,6 +25,7 @@ BATCH = 8
 # bits, about 0.5 mm in a metre; INT8 may move the mesh by a small part of what networks of this kind err by.
 TOLERANCES_MM = {"fp32": 0.01, "fp16": 1.0, "int8": 10.0}
 MM = 1000.0
+NOT_FINITE = "refused, nothing was written: the converted network's outputs are not finite; a value overflows"
 
 
 class Predictions(NamedTuple):
@@ -104,7 +105,12 @@ def accuracy(
         truth: (N, V, 3) true vertices in metres.
         template, spec: of the network.
         tolerance_mm: noted in the result.
+
+    Raises:
+        UserError: a prediction is not finite.
     """
+    if not all(np.isfinite(values).all() for values in predicted):
+        raise UserError(NOT_FINITE)
     errors, before = (
         mesh_errors(p.vertices, truth, template, spec.joint_set).means_mm() for p in (predicted, reference)
     )
@@ -133,7 +139,7 @@ def check(found: Accuracy, precision: str, image_size: int) -> None:
         (found.joints_lost_mm, found.tolerance_mm, "mm", "joints"),
         (found.image_lost_px, limit_px, "px", "projected vertices"),
     ):
-        if not value <= limit:  # NaN is refused too
+        if value > limit:
             raise UserError(
                 f"{precision} was refused, nothing was written: its {what} are {value:.4g} {unit} from PyTorch's "
                 f"on average, {limit:.4g} {unit} are allowed (--tolerance-mm {precision}=...)"

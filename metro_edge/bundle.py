@@ -174,7 +174,7 @@ def write_bundle(
     if not onnx:
         raise UserError(f"bundle {target} needs at least one ONNX file")
     sources = {onnx_file(precision): Path(source) for precision, source in onnx.items()}
-    _check_replaceable(target)
+    check_replaceable(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -215,7 +215,8 @@ def _move_into_place(folder: Path, target: Path, staging: Path) -> None:
         raise
 
 
-def _check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path) -> None:
+    """Raise UserError unless a bundle may be written to `target`: nothing, an older bundle or a .zip is there."""
     if not target.exists() or (target.is_file() and target.suffix == ".zip"):
         return
     if target.suffix == ".zip" or not target.is_dir():

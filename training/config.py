@@ -48,6 +48,7 @@ class OptimConfig:
         freeze_batch_norm: keep the backbone's running statistics as pretrained, which keeps features that were
             learnt on photographs near what photographs need.
         pretrained: start the backbone from ImageNet weights.
+        start_from: checkpoint of the same architecture whose weights the run starts from, empty for none.
     """
 
     epochs: int = 8
@@ -60,6 +61,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     freeze_batch_norm: bool = True
     pretrained: bool = True
+    start_from: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metro_edge.errors import UserError
 from metro_edge.metrics import METRIC_NAMES, mesh_errors
 from metro_edge.template import BodyTemplate
 from training.bodies import body_template
-from training.checkpoint import build_model
+from training.checkpoint import build_model, load_checkpoint
 from training.config import FitConfig
 from training.losses import MetroLoss
 from training.model.backbone import load_pretrained
@@ -28,11 +29,19 @@ class MetroModule(lightning.LightningModule):
         self.config = config
         self.template: BodyTemplate = body_template(config.model.body)
         self.model = build_model(config)
-        if config.optim.pretrained:
+        if config.optim.start_from:
+            self._start_from(config.optim.start_from)
+        elif config.optim.pretrained:
             load_pretrained(self.model.backbone)
         self.model = self.model.to(memory_format=torch.channels_last)
         self.loss = MetroLoss(self.template, config.spec.joints, config.losses)
         self._validation: list[np.ndarray] = []
+
+    def _start_from(self, path: str) -> None:
+        source = load_checkpoint(path)
+        if source.config.model.to_dict() | {"name": ""} != self.config.model.to_dict() | {"name": ""}:
+            raise UserError(f"cannot start from {path}: it holds another architecture, {source.config.model.name!r}")
+        self.model.load_state_dict(source.model.state_dict())
 
     def forward(self, images: Tensor) -> Any:
         """Predict; see Metro.forward."""

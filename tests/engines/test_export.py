@@ -91,7 +91,10 @@ def _counting_body() -> onnx.GraphProto:
         onnx.helper.make_node("Add", ["a", "a"], ["b"]),
     ]
     return onnx.helper.make_graph(
-        nodes, "body", [make("i", 7, []), make("go", 9, []), make("a", 1, [2])], [make("still", 9, []), make("b", 1, [2])]
+        nodes,
+        "body",
+        [make("i", 7, []), make("go", 9, []), make("a", 1, [2])],
+        [make("still", 9, []), make("b", 1, [2])],
     )
 
 

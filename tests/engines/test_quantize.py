@@ -58,8 +58,9 @@ def test_what_is_quantised(converted, int8):
     by_name = {node.name: node for node in converted.graph.graph.node}
     assert len(groups.first) == 2 and len(groups.attention) == 4 and groups.residuals
     assert all(min(known[by_name[name].input[1]].dims) >= MIN_WIDTH for name in groups.linear)
-    # Block 1 has qkv, attention output and two of the feed-forward part; its projections lead straight to outputs.
-    assert len(groups.linear) == 4 + 1  # and the first projection of the tokens
+    # Block 1: qkv, attention output, two of the feed-forward part. Its residual and its output projection lead
+    # straight to outputs, its input projection reads 67 features, and block 2 is 64 wide.
+    assert len(groups.linear) == 4
     dequantised = {name for node in int8.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     readers = {n.name for n in int8.graph.node if dequantised & set(n.input)}
     assert readers == set(groups.chosen)
@@ -87,11 +88,10 @@ def test_twin_is_the_same_network(converted):
     kinds = [node.op_type for node in moved.graph.node]
     assert "Relu" in [n.op_type for n in onnx.load_from_string(graph).graph.node]
     assert kinds.count("Clip") >= len(node_groups(converted.graph).residuals)
-    # ... and what ONNX Runtime makes of it is near, though its kernels round otherwise.
-    fast = run(cpu_twin(graph), images, optimise=True)
-    assert np.linalg.norm(fast[2] - plain[2], axis=-1).mean() < 0.25 * np.linalg.norm(
-        run(converted.bundle.onnx_bytes("fp32"), images, optimise=True)[2] - plain[2], axis=-1
-    ).mean() + 1e-3
+    # ... and ONNX Runtime's kernels, which round otherwise, keep it so: nearer than quantisation itself moved it.
+    fast, exact = run(cpu_twin(graph), images, True), run(converted.bundle.onnx_bytes("fp32"), images, True)
+    rounding, quantisation = (np.linalg.norm(v[2] - plain[2], axis=-1).mean() for v in (fast, exact))
+    assert rounding < 0.8 * quantisation
 
 
 def test_quantised_network_is_near(converted):
@@ -116,11 +116,10 @@ def test_threshold(method):
     seen.add(outlier)
     assert seen.counts.sum() == 200_010
     assert seen.largest == pytest.approx(40.0)
-    if method == "max":
-        assert seen.threshold(method) == pytest.approx(40.0)
-    else:
-        # One value in 200,000 hardly moves them.
-        assert seen.threshold(method) == pytest.approx(before, rel=0.6) and seen.threshold(method) < 10
+    # Clipping 40 to t costs (40 - t)^2, rounding 200,000 values in steps of t / 127 costs 200,000 / 12 (t / 127)^2:
+    # the sum is least at 40 / (1 + 200,000 / (12 * 127^2)).
+    expected = {"max": 40.0, "mse": 40 / (1 + 200_000 / (12 * 127**2)), "percentile": before}[method]
+    assert seen.threshold(method) == pytest.approx(expected, rel=0.05)
 
 
 def test_threshold_of_nothing_but_zeros():

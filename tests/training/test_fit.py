@@ -116,3 +116,15 @@ def test_two_processes_under_torchrun(values: dict[str, Any], tmp_path: Path) ->
     assert done.returncode == 0, done.stderr[-2000:]
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 2  # 32 samples, two processes of 8
+
+
+def test_starting_from_another_run(values: dict[str, Any], tmp_path: Path) -> None:
+    config = FitConfig.from_dict(values)
+    first = fit(config, tmp_path / "first", max_steps=2)
+    optim = values["optim"] | {"start_from": str(first)}
+    started = MetroModule(FitConfig.from_dict(values | {"optim": optim})).model.state_dict()
+    for name, value in load_checkpoint(first).model.state_dict().items():
+        assert torch.equal(started[name], value), name
+    other = values["model"] | {"camera_hidden": 9}
+    with pytest.raises(UserError, match="another architecture"):
+        MetroModule(FitConfig.from_dict(values | {"model": other, "optim": optim}))
