@@ -228,7 +228,7 @@ def _accuracy_head(samples: Samples, reference: Predictions, template: Any, spec
     return {
         "data": f"generated people, seed {samples.seed}, held out from training",
         "samples": len(samples.images),
-        "protocol": f"{PROTOCOL}; lost_mm: mean distance of the vertices from PyTorch's in FP32, same images, "
+        "protocol": f"{PROTOCOL}; moved_mm: mean distance of the vertices from PyTorch's in FP32, same images, "
         "not aligned; int8 is run as its CPU twin",
         "pytorch": {f"{name}_mm": round(errors[name], 4) for name in METRIC_NAMES},
         "precisions": {},
@@ -239,7 +239,7 @@ def _line(precision: str, path: Path, found: Accuracy) -> str:
     return (
         f"{precision}: {path.stat().st_size / 1e6:.1f} MB, MPJPE {found.mpjpe_mm:.2f} mm "
         f"({found.mpjpe_lost_mm:+.3f}), MPVPE {found.mpvpe_mm:.2f} mm ({found.mpvpe_lost_mm:+.3f}), vertices "
-        f"{found.lost_mm:.4g} mm from PyTorch's, worst {found.worst_vertex_mm:.4g} mm, "
+        f"{found.moved_mm:.4g} mm from PyTorch's, worst {found.worst_vertex_mm:.4g} mm, "
         f"tolerance {found.tolerance_mm:g} mm"
     )
 

@@ -43,11 +43,11 @@ class Accuracy:
     Attributes:
         mpjpe_mm, pa_mpjpe_mm, mpvpe_mm: against the truth.
         mpjpe_lost_mm, pa_mpjpe_lost_mm, mpvpe_lost_mm: how much more than PyTorch in FP32.
-        lost_mm: distance between this precision's vertices and PyTorch's.
+        moved_mm: distance between this precision's vertices and PyTorch's.
         worst_vertex_mm: the largest such distance of any vertex in any sample.
-        joints_lost_mm: distance between this precision's predicted joints and PyTorch's.
-        image_lost_px: distance between both meshes as their cameras put them on the crop, in px of the crop.
-        tolerance_mm: what `lost_mm` and `joints_lost_mm` had to stay within.
+        joints_moved_mm: distance between this precision's predicted joints and PyTorch's.
+        image_moved_px: distance between both meshes as their cameras put them on the crop, in px of the crop.
+        tolerance_mm: what `moved_mm` and `joints_moved_mm` had to stay within.
     """
 
     mpjpe_mm: float
@@ -56,10 +56,10 @@ class Accuracy:
     mpjpe_lost_mm: float
     pa_mpjpe_lost_mm: float
     mpvpe_lost_mm: float
-    lost_mm: float
+    moved_mm: float
     worst_vertex_mm: float
-    joints_lost_mm: float
-    image_lost_px: float
+    joints_moved_mm: float
+    image_moved_px: float
     tolerance_mm: float
 
     def to_dict(self) -> dict[str, float]:
@@ -119,10 +119,10 @@ def accuracy(
     return Accuracy(
         **{f"{name}_mm": errors[name] for name in METRIC_NAMES},
         **{f"{name}_lost_mm": errors[name] - before[name] for name in METRIC_NAMES},
-        lost_mm=float(distances.mean()) * MM,
+        moved_mm=float(distances.mean()) * MM,
         worst_vertex_mm=float(distances.max()) * MM,
-        joints_lost_mm=float(_distances(predicted.joints, reference.joints).mean()) * MM,
-        image_lost_px=float(shift.mean()),
+        joints_moved_mm=float(_distances(predicted.joints, reference.joints).mean()) * MM,
+        image_moved_px=float(shift.mean()),
         tolerance_mm=tolerance_mm,
     )
 
@@ -135,9 +135,9 @@ def check(found: Accuracy, precision: str, image_size: int) -> None:
     """
     limit_px = found.tolerance_mm / 2000.0 * image_size
     for value, limit, unit, what in (
-        (found.lost_mm, found.tolerance_mm, "mm", "vertices"),
-        (found.joints_lost_mm, found.tolerance_mm, "mm", "joints"),
-        (found.image_lost_px, limit_px, "px", "projected vertices"),
+        (found.moved_mm, found.tolerance_mm, "mm", "vertices"),
+        (found.joints_moved_mm, found.tolerance_mm, "mm", "joints"),
+        (found.image_moved_px, limit_px, "px", "projected vertices"),
     ):
         if value > limit:
             raise UserError(

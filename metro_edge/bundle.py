@@ -15,7 +15,8 @@ passport.json is an object with
 - `licences`: what -> licence, such as {`weights`: ..., `body`: ...};
 - `versions`: library -> version that made the bundle;
 - `accuracy`, optional: {`data`, `samples`, `protocol`, `precisions`: {precision: {`mpjpe_mm`, `pa_mpjpe_mm`,
-  `mpvpe_mm`, `lost_mm`}}}, where `lost_mm` is how much larger the MPVPE is than in fp32;
+  `mpvpe_mm`, `moved_mm`}}}, where `moved_mm` is the mean distance of the vertices from those of
+  the unconverted fp32 network;
 - whatever else its maker adds, such as `calibration`.
 
 The hashes find files that were damaged or mixed up. They do not prove who made a bundle.
@@ -43,7 +44,7 @@ from metro_edge.template import BodyTemplate
 
 SCHEMA_VERSION = 1
 SPEC_FILE, BODY_FILE, PASSPORT_FILE = "spec.json", "body.npz", "passport.json"
-ACCURACY_KEYS = ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm", "lost_mm")
+ACCURACY_KEYS = ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm", "moved_mm")
 MENDING = "convert the checkpoint again or fetch the bundle again"
 _MIB = 1 << 20
 # Files beyond these sizes are refused unread: a zip of a few kB can claim terabytes.

@@ -164,7 +164,7 @@ def passport_table(bundle: Bundle) -> str | None:
     if not rows:
         return None
     accuracy = bundle.passport["accuracy"]
-    header = ("precision", "MPJPE mm", "PA-MPJPE mm", "MPVPE mm", "lost mm")
+    header = ("precision", "MPJPE mm", "PA-MPJPE mm", "MPVPE mm", "moved mm")
     samples = accuracy.get("samples", "unknown number of")
     return f"{text_table(header, rows)}\n{samples} samples, {accuracy.get('data', 'data not stated')}"
 

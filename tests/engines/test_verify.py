@@ -36,7 +36,7 @@ def measure(converted, template, predicted: Predictions, reference: Predictions,
 
 def test_identical_loses_nothing(converted, template, reference):
     found = measure(converted, template, reference, reference)
-    assert found.lost_mm == found.worst_vertex_mm == found.joints_lost_mm == found.image_lost_px == 0
+    assert found.moved_mm == found.worst_vertex_mm == found.joints_moved_mm == found.image_moved_px == 0
     assert found.mpjpe_lost_mm == found.pa_mpjpe_lost_mm == found.mpvpe_lost_mm == 0
     check(found, "fp32", 64)
 
@@ -44,10 +44,10 @@ def test_identical_loses_nothing(converted, template, reference):
 def test_known_shift(converted, template, reference):
     shift = np.array([0.003, 0.0, 0.004], np.float32)  # 5 mm
     found = measure(converted, template, moved(reference, vertices=shift), reference)
-    assert found.lost_mm == pytest.approx(5.0, rel=1e-3) == found.worst_vertex_mm
+    assert found.moved_mm == pytest.approx(5.0, rel=1e-3) == found.worst_vertex_mm
     assert found.mpvpe_lost_mm == pytest.approx(0.0, abs=1e-3)  # protocols centre, this comparison does not
     scale = np.abs(reference.camera[:, 0]).mean()
-    assert found.image_lost_px == pytest.approx(0.003 * scale * 32, rel=1e-3)
+    assert found.image_moved_px == pytest.approx(0.003 * scale * 32, rel=1e-3)
     errors = mesh_errors(reference.vertices, np.repeat(template.vertices[None], 8, 0), template, "h36m14").means_mm()
     assert found.mpjpe_mm == pytest.approx(errors["mpjpe"], rel=1e-4)
 
@@ -88,8 +88,8 @@ def test_passport(converted):
     found = passport["accuracy"]
     assert found["samples"] == 8 and "seed 2" in found["data"] and "not aligned" in found["protocol"]
     assert list(found["precisions"]) == ["fp32", "fp16", "int8"]
-    assert found["precisions"]["fp32"]["lost_mm"] < 0.01 < found["precisions"]["fp16"]["lost_mm"] < 1
-    assert found["precisions"]["fp16"]["lost_mm"] < found["precisions"]["int8"]["lost_mm"]
+    assert found["precisions"]["fp32"]["moved_mm"] < 0.01 < found["precisions"]["fp16"]["moved_mm"] < 1
+    assert found["precisions"]["fp16"]["moved_mm"] < found["precisions"]["int8"]["moved_mm"]
     for name in ("mpjpe", "pa_mpjpe", "mpvpe"):
         for values in found["precisions"].values():
             expected = found["pytorch"][f"{name}_mm"] + values[f"{name}_lost_mm"]
@@ -98,4 +98,4 @@ def test_passport(converted):
     assert len(passport["calibration"]["images_sha256"]) == 64
     assert passport["licences"]["weights"] == "CC0" and "Anny" in passport["licences"]["body"]
     assert passport["versions"].keys() >= {"torch", "onnx", "onnxruntime", "onnx-simplifier"}
-    assert converted.bundle.accuracy("int8")["lost_mm"] == found["precisions"]["int8"]["lost_mm"]
+    assert converted.bundle.accuracy("int8")["moved_mm"] == found["precisions"]["int8"]["moved_mm"]

@@ -56,7 +56,7 @@ def test_round_trip(bundle, spec, template, onnx_files, passport):
     for key, value in passport.items():
         assert again.passport[key] == value
     assert again.passport["files"].keys() == set(FILES) - {"passport.json"}
-    assert again.accuracy("int8") == {"mpjpe_mm": 62.5, "pa_mpjpe_mm": 42.0, "mpvpe_mm": 73.0, "lost_mm": 1.25}
+    assert again.accuracy("int8") == {"mpjpe_mm": 62.5, "pa_mpjpe_mm": 42.0, "mpvpe_mm": 73.0, "moved_mm": 1.25}
     assert again.accuracy("fp16") is None
 
 
