@@ -84,7 +84,7 @@ def test_metadata(wheel: Path) -> None:
     assert scripts["console_scripts"]["metro-edge"] == "metro_edge.cli:main"
 
     base = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
-    assert {line.split(">")[0] for line in base} == {"numpy", "opencv-python", "onnxruntime", "tqdm"}
+    assert {line.split(">")[0] for line in base} == {"numpy", "opencv-python", "onnxruntime", "protobuf", "tqdm"}
     rtx = [line for line in metadata.get_all("Requires-Dist") if line.startswith("tensorrt-rtx")]
     assert len(rtx) == 1
     assert 'platform_machine == "x86_64"' in rtx[0]
