@@ -22,7 +22,7 @@ def describe_machine(libraries: Iterable[str] = LIBRARIES) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": usable_cores(),
         "memory_gb": _memory_gb(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "architecture": platform.machine(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in libraries},

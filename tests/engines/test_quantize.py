@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from engines.calibrate import METHODS, Magnitudes, calibrate
-from engines.quantize import MIN_WIDTH, activations, insert_qdq, node_groups, quantise
+from engines.quantize import FLOAT_CONVOLUTIONS, MIN_WIDTH, activations, insert_qdq, node_groups, quantise
 from metro_edge.backends.int8_twin import cpu_twin
 from metro_edge.errors import UserError
 
@@ -56,7 +56,7 @@ def test_what_is_quantised(converted, int8):
     groups = node_groups(converted.graph)
     known = {t.name: t for t in converted.graph.graph.initializer}
     by_name = {node.name: node for node in converted.graph.graph.node}
-    assert len(groups.first) == 2 and len(groups.attention) == 4 and groups.residuals
+    assert len(groups.first) == FLOAT_CONVOLUTIONS and len(groups.attention) == 4 and groups.residuals
     assert all(min(known[by_name[name].input[1]].dims) >= MIN_WIDTH for name in groups.linear)
     # Block 1: qkv, attention output, two of the feed-forward part. Its residual and its output projection lead
     # straight to outputs, its input projection reads 67 features, and block 2 is 64 wide.
