@@ -70,7 +70,7 @@ def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         enable_model_summary=False,
-        log_every_n_steps=max(1, min(20, len(data.people) // config.optim.batch_size)),
+        log_every_n_steps=max(1, min(20, config.data.train_count // config.optim.batch_size)),
     )
     trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
     return Path(checkpoints.best_model_path or last)
@@ -81,14 +81,25 @@ class PeopleData(lightning.LightningDataModule):
 
     def __init__(self, config: FitConfig) -> None:
         super().__init__()
-        data, spec = config.data, config.spec
-        self.batch_size, self.workers = config.optim.batch_size, data.workers
-        folders = [
+        self.config = config
+        self.batch_size, self.workers = config.optim.batch_size, config.data.workers
+
+    def prepare_data(self) -> None:
+        """Make missing shards; Lightning calls this in one process and lets the others wait."""
+        self._folders()
+
+    def setup(self, stage: str) -> None:
+        """Open the shards, in every process."""
+        train, held_out = self._folders()
+        self.people = ShardedPeople(train, self.config.spec, train=True, seed=self.config.optim.seed)
+        self.held_out = ShardedPeople(held_out, self.config.spec)
+
+    def _folders(self) -> list[Path]:
+        data, spec = self.config.data, self.config.spec
+        return [
             people_shards(Path(data.folder), spec, seed=seed, count=count, workers=max(1, data.workers))
             for seed, count in ((data.train_seed, data.train_count), (data.validation_seed, data.validation_count))
         ]
-        self.people = ShardedPeople(folders[0], spec, train=True, seed=config.optim.seed)
-        self.held_out = ShardedPeople(folders[1], spec)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return this epoch's loader: its order and augmentation are functions of seed and epoch alone."""
