@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metro_edge.errors import UserError
+from metro_edge.files import replacing
 from metro_edge.joints import joint_set
 
 FloatArray = NDArray[np.float32]
@@ -89,7 +89,7 @@ class BodyTemplate:
         return joint_set(joint_set_name).root_of(self.joints(joint_set_name, vertices))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a compressed .npz, atomically."""
+        """Write a compressed .npz, atomically; raises UserError when it cannot be written."""
         arrays: dict[str, Any] = {
             "name": np.array(self.name),
             "licence": np.array(self.licence),
@@ -104,14 +104,8 @@ class BodyTemplate:
         for name, matrix in named.items():
             arrays[f"{name}.indices"] = matrix.indices.astype(np.int32)
             arrays[f"{name}.weights"] = matrix.weights.astype(np.float32)
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        try:
-            with open(partial, "wb") as file:
-                np.savez_compressed(file, **arrays)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | BinaryIO) -> BodyTemplate:
