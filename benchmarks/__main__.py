@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metro_edge.errors import UserError
+from metro_edge.cli import quiet_opencv, run_command
 
 # Heavy imports sit inside the commands, so that --help answers at once.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, 2 after printing a user's mistake in one line, 130 when interrupted."""
-    # Before OpenCV is loaded: what it logs, the error line says better.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    args = _parser().parse_args(argv)
-    try:
-        return int(args.run(args))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    """Run one command; returns the exit code, see `metro_edge.cli.run_command`."""
+    quiet_opencv()
+    return run_command(_parser().parse_args(argv))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from metro_edge.errors import MissingExtraError, UserError
+from metro_edge.cli import quiet_opencv, run_command
+from metro_edge.errors import MissingExtraError
 from metro_edge.spec import PRECISIONS
 
 # Heavy imports sit inside the commands, so that --help answers at once.
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns 0, or 2 after printing a user's mistake in one line."""
-    args = _parser().parse_args(argv)
-    try:
-        return int(args.run(args))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, see `metro_edge.cli.run_command`."""
+    quiet_opencv()
+    return run_command(_parser().parse_args(argv))
 
 
 def _parser() -> argparse.ArgumentParser:

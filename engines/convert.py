@@ -34,7 +34,6 @@ from metro_edge.errors import UserError
 from metro_edge.files import output_folder, staging_folder
 from metro_edge.metrics import METRIC_NAMES, mesh_errors
 from metro_edge.spec import PRECISIONS, ModelSpec, check_precision
-from training.bodies import body_template
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.data.shards import ShardedPeople, people_shards
 from training.evaluate import PROTOCOL
@@ -127,7 +126,7 @@ def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callab
     checkpoint = load_checkpoint(checkpoint_path)
     check_finite(checkpoint)
     spec = checkpoint.config.spec
-    template = body_template(spec.body)
+    template = checkpoint.config.template
     # Known now rather than after minutes of work.
     check_replaceable(output)
     output_folder(output.resolve().parent)
@@ -217,7 +216,7 @@ def _passport(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     spec = checkpoint.config.spec
     return {
         "checkpoint": {"name": spec.name, "sha256": checkpoint.sha256},
-        "licences": {"weights": settings.licence, "body": body_template(spec.body).licence},
+        "licences": {"weights": settings.licence, "body": checkpoint.config.template.licence},
         "versions": {name: version for name in LIBRARIES if (version := _version(name))},
         "training": checkpoint.metrics,
     }

@@ -37,9 +37,7 @@ class Checkpoint:
 
 def build_model(config: FitConfig) -> Metro:
     """Make the untrained network of a run, with the body's template and upsampling matrices in it."""
-    from training.bodies import body_template
-
-    template = body_template(config.model.body)
+    template = config.template
     return Metro(
         config.model,
         template.joints(config.model.joint_set, template.vertices),

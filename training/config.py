@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from metro_edge.errors import MissingExtraError, UserError
 from metro_edge.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
+from metro_edge.template import BodyTemplate
 from training.bodies import body_template
 from training.losses import LossWeights
 from training.model import MetroConfig
@@ -16,6 +17,7 @@ from training.model.presets import preset
 
 T = TypeVar("T")
 
+PRECISIONS = ("fp32", "bf16", "fp16")  # of training; all but fp32 by autocast, with weights and coordinates in FP32
 HALF = (0.5, 0.5, 0.5)
 # Mean and standard deviation that the backbone was pretrained with; EfficientNet-Lite used (x - 127) / 128.
 NORMALISATIONS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": (HALF, HALF)}
@@ -48,6 +50,7 @@ class OptimConfig:
         freeze_batch_norm: keep the backbone's running statistics as pretrained, which keeps features that were
             learnt on photographs near what photographs need.
         pretrained: start the backbone from ImageNet weights.
+        precision: `bf16` and `fp16` are mixed precision (autocast; fp16, with its loss scaling, on GPUs only).
         start_from: checkpoint of the same architecture whose weights the run starts from, empty for none.
     """
 
@@ -61,12 +64,15 @@ class OptimConfig:
     clip_norm: float = 1.0
     freeze_batch_norm: bool = True
     pretrained: bool = True
+    precision: str = "fp32"
     start_from: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch_size, self.validations_per_epoch) < 1 or self.lr <= 0:
             raise UserError(f"optim: epochs, batch_size and validations must be at least 1, lr positive, got {self}")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"optim: unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class FitConfig:
         model, data, losses, optim: see their classes.
         box_scale: side of the square crop over the longer side of the person's box.
         normalisation: key of NORMALISATIONS.
+        body_path: template file of the body, for bodies that are not built in (`python -m training body`).
     """
 
     name: str
@@ -87,10 +94,16 @@ class FitConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     box_scale: float = 1.2
     normalisation: str = "imagenet"
+    body_path: str = ""
 
     def __post_init__(self) -> None:
         if self.normalisation not in NORMALISATIONS:
             raise UserError(f"unknown normalisation {self.normalisation!r}; known: {', '.join(NORMALISATIONS)}")
+
+    @property
+    def template(self) -> BodyTemplate:
+        """The body of the network; raises UserError when `body_path` holds another one or none."""
+        return body_template(self.model.body, self.body_path)
 
     @property
     def spec(self) -> ModelSpec:
@@ -130,7 +143,7 @@ class FitConfig:
             optim=_section(OptimConfig, "optim", values.pop("optim", {})),
             **_checked(cls, "configuration", values),
         )
-        levels = body_template(config.model.body).level_sizes
+        levels = config.template.level_sizes
         if levels != config.model.vertex_levels:
             raise UserError(
                 f"network {config.model.name!r} has mesh levels {config.model.vertex_levels}, "

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch.utils.data import DataLoader
 
 from metro_edge.errors import UserError
 from training.config import FitConfig
-from training.data.shards import ShardedPeople, people_shards
+from training.datamodule import PeopleData
 from training.module import MetroModule
 from training.pictures import PredictionPictures
 
 LAST = "last.ckpt"
+LIGHTNING_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int = -1) -> Path:
@@ -55,6 +54,7 @@ def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int
         **_processes(),
         max_epochs=config.optim.epochs,
         max_steps=max_steps,
+        precision=LIGHTNING_PRECISIONS[config.optim.precision],
         gradient_clip_val=config.optim.clip_norm,
         callbacks=[
             checkpoints,
@@ -74,53 +74,6 @@ def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int
     )
     trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
     return Path(checkpoints.best_model_path or last)
-
-
-class PeopleData(lightning.LightningDataModule):
-    """Generated people of a run: shards are made when missing, the augmentation changes with the epoch."""
-
-    def __init__(self, config: FitConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.batch_size, self.workers = config.optim.batch_size, config.data.workers
-
-    def prepare_data(self) -> None:
-        """Make missing shards; Lightning calls this in one process and lets the others wait."""
-        self._folders()
-
-    def setup(self, stage: str) -> None:
-        """Open the shards, in every process."""
-        train, held_out = self._folders()
-        self.people = ShardedPeople(train, self.config.spec, train=True, seed=self.config.optim.seed)
-        self.held_out = ShardedPeople(held_out, self.config.spec)
-
-    def _folders(self) -> list[Path]:
-        data, spec = self.config.data, self.config.spec
-        return [
-            people_shards(Path(data.folder), spec, seed=seed, count=count, workers=max(1, data.workers))
-            for seed, count in ((data.train_seed, data.train_count), (data.validation_seed, data.validation_count))
-        ]
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return this epoch's loader: its order and augmentation are functions of seed and epoch alone."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        self.people.set_epoch(epoch)  # before the workers start, which inherit it
-        order = torch.Generator().manual_seed(self.people.seed + 1_000_003 * epoch)
-        drop_last = len(self.people) >= self.batch_size
-        return self._loader(self.people, shuffle=True, generator=order, drop_last=drop_last)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the held-out samples, not augmented."""
-        return self._loader(self.held_out)
-
-    def _loader(self, people: ShardedPeople, **options: Any) -> DataLoader[Any]:
-        return DataLoader(
-            people,
-            batch_size=self.batch_size,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-            **options,
-        )
 
 
 def _processes() -> dict[str, Any]:

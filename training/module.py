@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from metro_edge.errors import UserError
 from metro_edge.metrics import METRIC_NAMES, mesh_errors
 from metro_edge.template import BodyTemplate
-from training.bodies import body_template
 from training.checkpoint import build_model, load_checkpoint
 from training.config import FitConfig
 from training.losses import MetroLoss
@@ -27,7 +26,7 @@ class MetroModule(lightning.LightningModule):
         super().__init__()
         self.save_hyperparameters(config.to_dict())
         self.config = config
-        self.template: BodyTemplate = body_template(config.model.body)
+        self.template: BodyTemplate = config.template
         self.model = build_model(config)
         if config.optim.start_from:
             self._start_from(config.optim.start_from)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from metro_edge.metrics import METRIC_NAMES
-from training.bodies import body_template
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.data.shards import ShardedPeople, people_shards
 from training.evaluate import PROTOCOL, best_constant_pose, constant, evaluate, mean_body, predictor
@@ -24,7 +23,7 @@ def accuracy_report(checkpoint: Checkpoint, count: int | None = None) -> dict[st
     """
     config = checkpoint.config
     data, spec = config.data, config.spec
-    template = body_template(config.model.body)
+    template = config.template
     train, held_out = (
         ShardedPeople(people_shards(Path(data.folder), spec, seed=seed, count=n, workers=2), spec, train=False)
         for seed, n in ((data.train_seed, data.train_count), (data.validation_seed, data.validation_count))

@@ -7,6 +7,8 @@ learned, and each block adds a linear map of its input to its output.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,4 +75,14 @@ class Encoder(nn.Module):
             x, attention = layer(x, return_attention)
             if attention is not None:
                 attentions.append(attention)
+        if self.output.out_features == 3:  # coordinates: bfloat16 would round a metre to 4 mm
+            with full_precision(x):
+                return self.output(x.float()) + self.residual(features.float()), attentions
         return self.output(x) + self.residual(features), attentions
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """Return a context that switches autocast off on the device of `like`, where it is on (not so in an export)."""
+    device = like.device.type
+    active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if active else nullcontext()

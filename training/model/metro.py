@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metro_edge.errors import UserError
 from training.model.backbone import Backbone
 from training.model.config import MetroConfig
-from training.model.encoder import Encoder
+from training.model.encoder import Encoder, full_precision
 from training.model.init import initialise
 from training.model.upsampling import make_upsampling
 
@@ -137,10 +137,11 @@ class Metro(nn.Module):
             attentions += maps
         joints, coarse = features.split([self.config.num_joints, self.config.vertex_levels[0]], dim=1)
         points = coarse if self.config.camera_from == "vertices" else features
-        camera = self.camera_head(points, feature_map.mean(dim=(2, 3)))
         vertices = [coarse]
-        for step in self.upsampling:
-            vertices.append(step(vertices[-1]))
+        with full_precision(features):
+            camera = self.camera_head(points, feature_map.float().mean(dim=(2, 3)))
+            for step in self.upsampling:
+                vertices.append(step(vertices[-1]))
         return MetroOutput(camera, joints, tuple(vertices), tuple(attentions) if return_attention else None)
 
     def sample_mask(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
