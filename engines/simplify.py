@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxsim
@@ -17,13 +19,17 @@ _UNWANTED = ("BatchNormalization", "Constant", "ConstantOfShape", "Dropout", "Id
 _SKIPPED = ["fuse_matmul_add_bias_into_gemm_batched"]
 
 
-def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+def simplify(model: onnx.ModelProto | Path) -> onnx.ModelProto:
     """Return the simplified graph; the metadata stays.
+
+    Args:
+        model: the graph, or its file, which takes less memory.
 
     Raises RuntimeError when something is left that should have been folded, or the result is no valid graph: a
     fault of an exporter or simplifier version, which no user can mend by another input.
     """
-    simplified, valid = onnxsim.simplify(model, skipped_optimizers=_SKIPPED)
+    source = str(model) if isinstance(model, Path) else model
+    simplified, valid = onnxsim.simplify(source, skipped_optimizers=_SKIPPED)
     if not valid:
         raise RuntimeError("onnx-simplifier reports that its result differs from what it was given")
     left = {name: count for name, count in operator_counts(simplified, _UNWANTED).items() if count}
@@ -32,11 +38,13 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         raise RuntimeError(f"onnx-simplifier {onnxsim.__version__} left {found} in the graph")
     _narrow_indices(simplified)
     drop_unused_constants(simplified)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    kept = simplified if isinstance(model, Path) else model
+    # The simplifier adds its own notes.
+    metadata = {e.key: e.value for e in kept.metadata_props if not e.key.startswith("onnxsim.")}
     strip_traces(simplified)
     onnx.helper.set_model_props(simplified, metadata)
-    simplified.graph.name, simplified.producer_name = model.graph.name, model.producer_name
-    simplified.producer_version = model.producer_version
+    simplified.graph.name, simplified.producer_name = kept.graph.name, kept.producer_name
+    simplified.producer_version = kept.producer_version
     onnx.checker.check_model(simplified)
     return simplified
 

@@ -37,25 +37,17 @@ class Predictions(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """One precision, measured; all but `samples` in mm, means over samples unless said otherwise.
+class Fidelity:
+    """How far one precision is from PyTorch in FP32; all in mm unless said otherwise.
 
     Attributes:
-        mpjpe_mm, pa_mpjpe_mm, mpvpe_mm: against the truth.
-        mpjpe_lost_mm, pa_mpjpe_lost_mm, mpvpe_lost_mm: how much more than PyTorch in FP32.
-        moved_mm: distance between this precision's vertices and PyTorch's.
+        moved_mm: mean distance between this precision's vertices and PyTorch's.
         worst_vertex_mm: the largest such distance of any vertex in any sample.
-        joints_moved_mm: distance between this precision's predicted joints and PyTorch's.
-        image_moved_px: distance between both meshes as their cameras put them on the crop, in px of the crop.
+        joints_moved_mm: mean distance between this precision's predicted joints and PyTorch's.
+        image_moved_px: mean distance between both meshes as their cameras put them on the crop, in px of the crop.
         tolerance_mm: what `moved_mm` and `joints_moved_mm` had to stay within.
     """
 
-    mpjpe_mm: float
-    pa_mpjpe_mm: float
-    mpvpe_mm: float
-    mpjpe_lost_mm: float
-    pa_mpjpe_lost_mm: float
-    mpvpe_lost_mm: float
     moved_mm: float
     worst_vertex_mm: float
     joints_moved_mm: float
@@ -65,6 +57,23 @@ class Accuracy:
     def to_dict(self) -> dict[str, float]:
         """Return the figures by name, rounded to a tenth of a micrometre."""
         return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Accuracy(Fidelity):
+    """One precision, measured where true meshes are known; means over samples in mm.
+
+    Attributes:
+        mpjpe_mm, pa_mpjpe_mm, mpvpe_mm: against the truth.
+        mpjpe_lost_mm, pa_mpjpe_lost_mm, mpvpe_lost_mm: how much more than PyTorch in FP32.
+    """
+
+    mpjpe_mm: float
+    pa_mpjpe_mm: float
+    mpvpe_mm: float
+    mpjpe_lost_mm: float
+    pa_mpjpe_lost_mm: float
+    mpvpe_lost_mm: float
 
 
 @torch.inference_mode()
@@ -89,21 +98,13 @@ def predictions_from_onnx(path: Path, precision: str, images: FloatArray) -> Pre
     return _joined([session.run(names, {INPUT_NAME: batch}) for batch in _batches(images, precision)])
 
 
-def accuracy(
-    predicted: Predictions,
-    reference: Predictions,
-    truth: FloatArray,
-    template: BodyTemplate,
-    spec: ModelSpec,
-    tolerance_mm: float,
-) -> Accuracy:
-    """Measure a precision.
+def fidelity(predicted: Predictions, reference: Predictions, spec: ModelSpec, tolerance_mm: float) -> Fidelity:
+    """Measure how far a precision is from PyTorch, which needs no truth.
 
     Args:
         predicted: by the converted graph.
         reference: by PyTorch in FP32 from the same images.
-        truth: (N, V, 3) true vertices in metres.
-        template, spec: of the network.
+        spec: of the network.
         tolerance_mm: noted in the result.
 
     Raises:
@@ -111,14 +112,9 @@ def accuracy(
     """
     if not all(np.isfinite(values).all() for values in predicted):
         raise UserError(NOT_FINITE)
-    errors, before = (
-        mesh_errors(p.vertices, truth, template, spec.joint_set).means_mm() for p in (predicted, reference)
-    )
     distances = _distances(predicted.vertices, reference.vertices)
     shift = _distances(_on_crop(predicted, spec), _on_crop(reference, spec))
-    return Accuracy(
-        **{f"{name}_mm": errors[name] for name in METRIC_NAMES},
-        **{f"{name}_lost_mm": errors[name] - before[name] for name in METRIC_NAMES},
+    return Fidelity(
         moved_mm=float(distances.mean()) * MM,
         worst_vertex_mm=float(distances.max()) * MM,
         joints_moved_mm=float(_distances(predicted.joints, reference.joints).mean()) * MM,
@@ -127,7 +123,36 @@ def accuracy(
     )
 
 
-def check(found: Accuracy, precision: str, image_size: int) -> None:
+def accuracy(
+    predicted: Predictions,
+    reference: Predictions,
+    truth: FloatArray,
+    template: BodyTemplate,
+    spec: ModelSpec,
+    tolerance_mm: float,
+) -> Accuracy:
+    """Measure a precision where the true meshes are known.
+
+    Args:
+        predicted, reference, spec, tolerance_mm: see fidelity.
+        truth: (N, V, 3) true vertices in metres.
+        template: of the network.
+
+    Raises:
+        UserError: a prediction is not finite.
+    """
+    distance = fidelity(predicted, reference, spec, tolerance_mm)
+    errors, before = (
+        mesh_errors(p.vertices, truth, template, spec.joint_set).means_mm() for p in (predicted, reference)
+    )
+    return Accuracy(
+        **asdict(distance),
+        **{f"{name}_mm": errors[name] for name in METRIC_NAMES},
+        **{f"{name}_lost_mm": errors[name] - before[name] for name in METRIC_NAMES},
+    )
+
+
+def check(found: Fidelity, precision: str, image_size: int) -> None:
     """Raise UserError when a precision is further from PyTorch than its tolerance allows.
 
     The image plane has a tolerance of its own, as the camera shows only there: as many pixels as the tolerance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ class MeshEstimator:
         backend: str = "onnxruntime",
         threads: int | None = None,
         focal_px: float | None = None,
+        crop_rule: str | None = None,
     ) -> Self:
         """Open a bundle: a path, a loaded Bundle, or None for the shipped one.
 
@@ -57,12 +59,16 @@ class MeshEstimator:
             backend: an engine, see metro_edge.backends.BACKENDS.
             threads: CPU threads of one inference; None leaves it to the engine.
             focal_px: focal length of the frames' camera in pixels; None assumes the frame's diagonal.
+            crop_rule: cut pictures by this rule (metro_edge.spec.CROP_RULES) instead of the network's own, which
+                it learnt with; `metro_demo` shows networks that METRO released what their authors' demonstration does.
 
         Raises:
-            UserError: unknown precision or backend, or a setting that is not usable.
+            UserError: unknown precision, backend or crop rule, or a setting that is not usable.
             BundleError: a bundle that is missing, incomplete or altered.
         """
         bundle = path if isinstance(path, Bundle) else Bundle.load(path)
+        if crop_rule is not None:
+            bundle = dataclasses.replace(bundle, spec=dataclasses.replace(bundle.spec, crop_rule=crop_rule))
         session = open_session(bundle, precision, backend, threads=threads)
         return cls(bundle, session, focal_px)
 

@@ -91,6 +91,24 @@ H36M14 = JointSet(
     source="the 14 joints that METRO evaluates on Human3.6M and 3DPW, in LSP order",
 )  # fmt: skip
 
+H36M17 = JointSet(
+    name="h36m17",
+    names=(
+        "pelvis", "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle",
+        "spine", "neck", "nose", "head_top",
+        "left_shoulder", "left_elbow", "left_wrist", "right_shoulder", "right_elbow", "right_wrist",
+    ),
+    bones=(
+        *_both(
+            ("right_ankle", "right_knee"), ("right_knee", "right_hip"), ("right_hip", "pelvis"),
+            ("right_wrist", "right_elbow"), ("right_elbow", "right_shoulder"), ("right_shoulder", "neck"),
+        ),
+        ("pelvis", "spine"), ("spine", "neck"), ("neck", "nose"), ("nose", "head_top"),
+    ),
+    root=("pelvis",),
+    source="the 17 joints of METRO's Human3.6M regressor; meshes are centred on its pelvis for MPVPE",
+)  # fmt: skip
+
 COCO17 = JointSet(
     name="coco17",
     names=(
@@ -122,7 +140,31 @@ FREIHAND21 = JointSet(
     source="FreiHAND: wrist, then four joints per finger from the palm to the tip",
 )
 
-JOINT_SETS: dict[str, JointSet] = {s.name: s for s in (H36M14, COCO17, FREIHAND21)}
+J24 = JointSet(
+    name="j24",
+    names=(
+        "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle",
+        "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist",
+        "neck", "crown", "pelvis", "thorax", "spine", "jaw", "head_top",
+        "nose", "left_eye", "right_eye", "left_ear", "right_ear",
+    ),
+    bones=(
+        *_both(
+            ("right_ankle", "right_knee"), ("right_knee", "right_hip"), ("right_hip", "pelvis"),
+            ("right_wrist", "right_elbow"), ("right_elbow", "right_shoulder"), ("right_shoulder", "thorax"),
+            ("right_ear", "right_eye"), ("right_eye", "nose"),
+        ),
+        ("pelvis", "spine"), ("spine", "thorax"), ("thorax", "neck"), ("neck", "jaw"), ("jaw", "head_top"),
+        ("head_top", "crown"),
+    ),
+    root=("pelvis",),
+    source=(
+        "the 24 joints of the labels of METRO, GraphCMR and SPIN, a superset of their data sets' joints; `head_top` is "
+        "their 19th, Human3.6M's head, and `crown` their 14th, the top of the head of LSP and MPII"
+    ),
+)  # fmt: skip
+
+JOINT_SETS: dict[str, JointSet] = {s.name: s for s in (H36M14, H36M17, COCO17, FREIHAND21, J24)}
 
 
 def joint_set(name: str) -> JointSet:

@@ -86,7 +86,7 @@ def bodies_from_outputs(
     """
     check_outputs(outputs)
     camera, joints, vertices = centre_on_root(outputs, spec, template)
-    translation = translation_from_camera(camera, boxes, spec.box_scale, intrinsics)
+    translation = translation_from_camera(camera, boxes, spec, intrinsics)
     nearest = translation[:, 2] + vertices[..., 2].min(axis=1)
     if (nearest < MIN_DEPTH_M).any():
         person = int(nearest.argmin())
@@ -142,7 +142,7 @@ def centre_on_root(
 
 
 def translation_from_camera(
-    camera: NDArray[np.floating], boxes: NDArray[np.floating], box_scale: float, intrinsics: Intrinsics
+    camera: NDArray[np.floating], boxes: NDArray[np.floating], spec: ModelSpec, intrinsics: Intrinsics
 ) -> NDArray[np.float64]:
     """Return (N, 3) metres, where the origin of each body lies in the camera frame.
 
@@ -152,7 +152,7 @@ def translation_from_camera(
     al., ICCV 2019).
     """
     camera = np.asarray(camera, np.float64)
-    centre, side = crop_squares(boxes, box_scale)
+    centre, side = crop_squares(boxes, spec)
     metre_px = camera[:, 0] * side / 2.0
     translation = np.empty((len(camera), 3))
     translation[:, :2] = camera[:, 1:] + (centre - intrinsics.centre_px) / metre_px[:, None]

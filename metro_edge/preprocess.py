@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metro_edge.crop_rules import MPII_BOX_PX, demo_crop, demo_spans, metro_crop, metro_spans
 from metro_edge.errors import UserError
 from metro_edge.spec import ModelSpec
 
@@ -159,36 +160,62 @@ def whole_frame_box(frame: Frame) -> NDArray[np.float64]:
     return np.array([[0.0, 0.0, frame.shape[1], frame.shape[0]]])
 
 
-def crop_squares(boxes: NDArray[np.floating], box_scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the centre (N, 2) and side (N,) in frame px of the square crop of each box (N, 4)."""
-    boxes = np.asarray(boxes, np.float64)
-    return boxes[:, :2] + (boxes[:, 2:] - 1.0) / 2.0, boxes[:, 2:].max(axis=1, initial=0.0) * box_scale
+def crop_spans(boxes: NDArray[np.floating], spec: ModelSpec) -> NDArray[np.float64]:
+    """Return (N, 2, 2): for x and y of each box (N, 4) where the crop begins and ends, in px from the frame's edge.
 
-
-def crop_affine(boxes: NDArray[np.floating], box_scale: float, size: int) -> NDArray[np.float64]:
-    """Return (N, 2, 3) float64 that maps frame px (x, y, 1) to px of the `size` x `size` crop.
-
-    The square has the box's centre and the side max(width, height) * box_scale. Both sides count from pixel
-    centres, so a row of the result serves cv2.warpAffine as it is.
+    Rules `box_area` and `box_bilinear`: the square with the box's centre and the side max(width, height) *
+    box_scale. `metro_eval` cuts its corners to whole pixels, `metro_demo` takes the box's middle square without
+    box_scale (metro_edge.crop_rules); their two sides may differ by a pixel.
     """
-    centre, side = crop_squares(boxes, box_scale)
-    affine = np.zeros((len(side), 2, 3))
-    affine[:, 0, 0] = affine[:, 1, 1] = size / side
-    affine[:, :, 2] = (size - 1.0) / 2.0 - centre * (size / side)[:, None]
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    if spec.crop_rule == "metro_demo":
+        spans = [demo_spans(box, spec.image_size) for box in boxes]
+        return np.array(spans, np.float64).reshape(-1, 2, 2)
+    centre = boxes[:, :2] + boxes[:, 2:] / 2.0
+    side = boxes[:, 2:].max(axis=1, initial=0.0) * spec.box_scale
+    if spec.crop_rule == "metro_eval":
+        spans = [metro_spans(c, s / MPII_BOX_PX, spec.image_size) for c, s in zip(centre, side, strict=True)]
+        return np.array(spans, np.float64).reshape(-1, 2, 2)
+    return np.stack([centre - side[:, None] / 2.0, centre + side[:, None] / 2.0], axis=2)
+
+
+def crop_squares(boxes: NDArray[np.floating], spec: ModelSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the centre (N, 2), counted from pixel centres, and the side (N,) in frame px of the crop of each box.
+
+    The side is the mean of width and height where the crop rule makes them differ (`crop_spans`).
+    """
+    spans = crop_spans(boxes, spec)
+    return (spans.sum(axis=2) - 1.0) / 2.0, (spans[..., 1] - spans[..., 0]).mean(axis=1)
+
+
+def crop_affine(boxes: NDArray[np.floating], spec: ModelSpec) -> NDArray[np.float64]:
+    """Return (N, 2, 3) float64 that maps frame px (x, y, 1) to px of the S x S crop of each box (N, 4).
+
+    Both sides count from pixel centres, so a row of the result serves cv2.warpAffine as it is.
+    """
+    return _span_affine(crop_spans(boxes, spec), spec.image_size)
+
+
+def _span_affine(spans: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    gain = size / (spans[..., 1] - spans[..., 0])
+    affine = np.zeros((len(spans), 2, 3))
+    affine[:, 0, 0], affine[:, 1, 1] = gain[:, 0], gain[:, 1]
+    affine[:, :, 2] = (size - 1.0) / 2.0 - (spans.sum(axis=2) - 1.0) / 2.0 * gain
     return affine
 
 
 def crop_coordinates(
-    points_px: NDArray[np.floating], boxes: NDArray[np.floating], box_scale: float
+    points_px: NDArray[np.floating], boxes: NDArray[np.floating], spec: ModelSpec
 ) -> NDArray[np.float64]:
     """Return frame px (N, P, 2) in the crop coordinates of boxes (N, 4): [-1, 1] inside the crop."""
-    centre, side = crop_squares(boxes, box_scale)
-    coordinates: NDArray[np.float64] = (points_px - centre[:, None]) * (2.0 / side)[:, None, None]
+    spans = crop_spans(boxes, spec)
+    centre, side = (spans.sum(axis=2) - 1.0) / 2.0, spans[..., 1] - spans[..., 0]
+    coordinates: NDArray[np.float64] = (points_px - centre[:, None]) * (2.0 / side)[:, None]
     return coordinates
 
 
 def taps_per_axis(side_px: float, spec: ModelSpec) -> int:
-    """Return the bilinear taps per axis that make an output pixel of a crop of `side_px` frame px."""
+    """Return the bilinear taps per axis of box_area (MAX_TAPS at most) and box_bilinear for a crop of `side_px` px."""
     if spec.crop_rule == "box_bilinear":
         return 1
     # The small slack keeps a side that is a whole multiple but for rounding from costing another tap.
@@ -196,7 +223,12 @@ def taps_per_axis(side_px: float, spec: ModelSpec) -> int:
 
 
 def border_bgr(spec: ModelSpec) -> tuple[int, int, int]:
-    """Return the BGR colour outside the frame: the spec's mean, after normalisation zero, as padding is."""
+    """Return the BGR colour outside the frame: the spec's mean, after normalisation zero, as padding is.
+
+    METRO's own crop rules leave it black, as their networks learnt it.
+    """
+    if spec.crop_rule.startswith("metro_"):
+        return 0, 0, 0
     red, green, blue = (round(255.0 * value) for value in spec.mean)
     return blue, green, red
 
@@ -207,25 +239,36 @@ def crop_images(frame: Frame, boxes: ArrayLike, spec: ModelSpec) -> NDArray[np.u
     Rule `box_bilinear` takes one bilinear sample at the centre of each output pixel. Rule `box_area` divides
     the output pixel into n x n equal cells, n = clamp(ceil(side / S), 1, 4), takes one bilinear sample at the
     centre of each and averages them, which keeps a large person from aliasing. Outside the frame is
-    `border_bgr`. Raises UserError for a bad frame or box.
+    `border_bgr`. Rules `metro_eval` and `metro_demo`: see metro_edge.crop_rules. Raises UserError for a bad frame
+    or box.
     """
     frame = check_frame(frame)
     boxes = check_boxes(boxes, frame.shape[:2])
     size = spec.image_size
-    _, sides = crop_squares(boxes, spec.box_scale)
     crops = np.empty((len(boxes), size, size, 3), np.uint8)
-    for crop, box, side in zip(crops, boxes, sides, strict=True):
-        taps = taps_per_axis(float(side), spec)
-        fine = cv2.warpAffine(
-            frame,
-            crop_affine(box[None], spec.box_scale, size * taps)[0],
-            (size * taps, size * taps),
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=border_bgr(spec),
-        )
-        crop[:] = fine if taps == 1 else cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA)
+    for crop, box in zip(crops, boxes, strict=True):
+        if spec.crop_rule == "metro_demo":
+            crop[:] = demo_crop(frame, box, size)
+        elif spec.crop_rule == "metro_eval":
+            crop[:] = metro_crop(frame, box[:2] + box[2:] / 2.0, box[2:].max() * spec.box_scale / MPII_BOX_PX, size)
+        else:
+            crop[:] = _warped(frame, box, spec)
     return crops
+
+
+def _warped(frame: Frame, box: NDArray[np.float64], spec: ModelSpec) -> Frame:
+    """Return the crop (S, S, 3) of one box by the rule box_area or box_bilinear."""
+    spans, size = crop_spans(box, spec), spec.image_size
+    taps = taps_per_axis(float(spans[0, 0, 1] - spans[0, 0, 0]), spec)
+    fine: Frame = cv2.warpAffine(  # type: ignore[assignment]
+        frame,
+        _span_affine(spans, size * taps)[0],
+        (size * taps, size * taps),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=border_bgr(spec),
+    )
+    return fine if taps == 1 else cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def normalise(crops: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.float32]:

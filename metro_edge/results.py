@@ -5,8 +5,14 @@ each person, and STEM.json holds
 
 - `schema_version`: 1;
 - `picture`: file name; `width_px`, `height_px`;
-- `model`: {`name`, `precision`, `device`, `checkpoint_sha256`, `onnx_sha256`};
+- `model`: {`name`, `precision`, `device`, `crop_rule`, `checkpoint_sha256`, `onnx_sha256`};
 - `people`: one object per person as Body.to_dict documents, and its `obj` and `glb` file names.
+
+With SMPL parameters there are STEM.smpl.npz, the same people in the same order as
+metro_edge.smpl.fit.SmplParameters.save documents, translations in the camera frame, and in STEM.json
+
+- `smpl`: {`file`: its name, `model`: smpl or mano, `gender`, `model_sha256`};
+- in each of `people`, `smpl`: {`pose`, `betas`, `translation_m`, `error_mm`}, as SmplParameters.to_dict documents.
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metro_edge.body import Body
 from metro_edge.errors import UserError
@@ -23,6 +29,9 @@ from metro_edge.files import reason, staging_folder, write_json
 from metro_edge.preprocess import Frame
 from metro_edge.video.overlay import draw_bodies, side_by_side
 from metro_edge.video.sinks import write_picture
+
+if TYPE_CHECKING:
+    from metro_edge.smpl.fit import SmplParameters
 
 SCHEMA_VERSION = 1
 
@@ -34,6 +43,7 @@ def model_description(estimator: MeshEstimator) -> dict[str, Any]:
         "name": bundle.spec.name,
         "precision": precision,
         "device": estimator.session.device,
+        "crop_rule": bundle.spec.crop_rule,
         "checkpoint_sha256": bundle.passport["checkpoint"]["sha256"],
         "onnx_sha256": bundle.onnx_sha256(precision),
     }
@@ -47,6 +57,7 @@ def write_results(
     bodies: Sequence[Body],
     model: dict[str, Any],
     beside: bool = False,
+    smpl: SmplParameters | None = None,
 ) -> list[Path]:
     """Write all files of a picture into `folder`, which exists, all or none; returns their paths.
 
@@ -58,6 +69,7 @@ def write_results(
         bodies: found in it.
         model: what `model_description` returned.
         beside: put the bare picture to the left of the overlay.
+        smpl: parameters of the bodies, one each.
 
     Raises:
         UserError: the folder cannot be written.
@@ -71,14 +83,21 @@ def write_results(
             body.save_obj(staging / obj)
             body.save_glb(staging / glb)
             people.append({**body.to_dict(), "obj": obj, "glb": glb})
-        document = {
+            if smpl is not None:
+                people[-1]["smpl"] = smpl.to_dict(number)
+        document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "picture": picture,
             "width_px": frame.shape[1],
             "height_px": frame.shape[0],
             "model": model,
-            "people": people,
         }
+        if smpl is not None:
+            file = f"{stem}.smpl.npz"
+            smpl.save(staging / file)
+            named = {"model": smpl.model, "gender": smpl.gender, "model_sha256": smpl.model_sha256}
+            document["smpl"] = {"file": file, **named}
+        document["people"] = people
         write_json(staging / f"{stem}.json", document)
         return _move_all(sorted(staging.iterdir()), folder)
 

@@ -12,7 +12,7 @@ from metro_edge.joints import JointSet, joint_set
 
 SCHEMA_VERSION = 1
 PRECISIONS = ("fp32", "fp16", "int8")
-CROP_RULES = ("box_area", "box_bilinear")
+CROP_RULES = ("box_area", "box_bilinear", "metro_eval", "metro_demo")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -35,8 +35,10 @@ class ModelSpec:
         body: name of the body template, such as `anny`.
         vertex_count: V, vertices of the full mesh.
         mean, std: per RGB channel, of images scaled to [0, 1].
-        crop_rule: `box_area` averages over the source pixels of each output pixel, `box_bilinear` takes four.
-        box_scale: side of the square crop over the longer side of the person's box.
+        crop_rule: how a box becomes the input: `box_area` averages over the source pixels of each output pixel,
+            `box_bilinear` takes four; `metro_eval` and `metro_demo` are what METRO's authors evaluate and demonstrate
+            with, see metro_edge.crop_rules.
+        box_scale: side of the square crop over the longer side of the person's box; `metro_demo` does without it.
     """
 
     name: str

@@ -52,13 +52,17 @@ class BodyTemplate:
 
     Attributes:
         name: such as `anny`.
-        vertices: (V, 3) float32 metres, rest pose, camera frame (y down), centred on the root joint.
+        vertices: (V, 3) float32 metres, rest pose, camera frame (y down), centred on the root joint. As in METRO,
+            SMPL is centred on Human3.6M's pelvis, near the middle of the hips, and MANO is a relaxed hand in its own
+            axes, centred on the wrist.
         faces: (F, 3) int32 triangles of the full mesh, counter-clockwise seen from outside in a y-up frame.
         level_vertices: per level, (V_l,) int32 indices into the full mesh; the last is arange(V).
         level_faces: per level, (F_l, 3) int32 triangles, empty where a level is a bare point set.
         upsampling: per step coarse -> ... -> full, the matrix that makes the finer level from the coarser.
         regressors: joint set name -> matrix that gives its joints from full vertices.
         licence: of the mesh data.
+        rest_joints: joint set name -> (J, 3) float32, joints of `vertices` where the network was trained with others
+            than the regressor gives (MANO's rotation centres); see `joints_at_rest`.
     """
 
     name: str
@@ -69,6 +73,7 @@ class BodyTemplate:
     upsampling: tuple[SparseMatrix, ...]
     regressors: dict[str, SparseMatrix] = field(default_factory=dict)
     licence: str = ""
+    rest_joints: dict[str, FloatArray] = field(default_factory=dict)
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -83,6 +88,12 @@ class BodyTemplate:
                 f"it has {', '.join(self.regressors) or 'none'}"
             )
         return self.regressors[joint_set_name] @ vertices
+
+    def joints_at_rest(self, joint_set_name: str) -> NDArray[np.floating]:
+        """Return the joints (J, 3) that a network is given beside the coarse vertices; raises UserError as `joints`."""
+        if joint_set_name in self.rest_joints:
+            return self.rest_joints[joint_set_name]
+        return self.joints(joint_set_name, self.vertices)
 
     def root(self, joint_set_name: str, vertices: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the root (..., 3) of full vertices (..., V, 3), by the joint set's definition."""
@@ -104,6 +115,8 @@ class BodyTemplate:
         for name, matrix in named.items():
             arrays[f"{name}.indices"] = matrix.indices.astype(np.int32)
             arrays[f"{name}.weights"] = matrix.weights.astype(np.float32)
+        for name, joints in self.rest_joints.items():
+            arrays[f"rest.{name}"] = joints.astype(np.float32)
         with replacing(path) as partial, open(partial, "wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -145,6 +158,7 @@ class BodyTemplate:
                 if key.startswith("regressor.") and key.endswith(".indices")
             },
             licence=str(data["licence"]),
+            rest_joints={key.removeprefix("rest."): data[key] for key in data if key.startswith("rest.")},
         )
         template._check()
         return template
@@ -175,6 +189,10 @@ class BodyTemplate:
         for name, regressor in self.regressors.items():
             if len(regressor.indices) != len(joint_set(name)):
                 raise ValueError(f"regressor {name} has {len(regressor.indices)} rows, not {len(joint_set(name))}")
+        for name, joints in self.rest_joints.items():
+            shape = (len(joint_set(name)), 3)
+            if joints.shape != shape or not np.isfinite(joints).all():
+                raise ValueError(f"rest joints {name} must be finite and {shape}, got {joints.shape}")
 
 
 def _check_indices(name: str, indices: NDArray[np.integer], limit: int) -> None:

@@ -79,6 +79,8 @@ def test_metadata(wheel: Path) -> None:
         "tensorrt",
         "rtx",
         "openvino",
+        "smpl",
+        "h36m",
         "dev",
     }
     assert scripts["console_scripts"]["metro-edge"] == "metro_edge.cli:main"

@@ -35,7 +35,7 @@ def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if not target.startswith("http"):
             assert ((ROOT / page).parent / target).exists(), target
-    for command in re.findall(r"(?:training|benchmarks)/[\w/]+\.(?:yaml|py)", text):
+    for command in re.findall(r"(?<![\w/])(?:training|benchmarks)/[\w/]+\.(?:yaml|py)", text):
         assert (ROOT / command).exists(), command
 
 

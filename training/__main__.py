@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from metro_edge.cli import quiet_opencv, run_command
 
-COMMANDS = ("fit", "evaluate", "publish", "body", "sizes", "sheet")
+COMMANDS = ("fit", "evaluate", "publish", "body", "sizes", "sheet", "tsv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

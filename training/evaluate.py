@@ -42,12 +42,12 @@ def evaluate(predict: Predict, people: ShardedPeople, template: BodyTemplate, ba
     return MeshErrors(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in METRIC_NAMES})
 
 
-def predictor(model: Any) -> Predict:
-    """Return a `Predict` that runs a PyTorch METRO."""
+def predictor(model: Any, device: str = "cpu") -> Predict:
+    """Return a `Predict` that runs a PyTorch METRO, which is on `device`."""
 
     @torch.inference_mode()
     def predict(images: FloatArray) -> FloatArray:
-        return np.asarray(model(torch.from_numpy(images)).vertices[-1].numpy())
+        return np.asarray(model(torch.from_numpy(images).to(device)).vertices[-1].cpu().numpy())
 
     return predict
 

@@ -1,16 +1,18 @@
-"""One training run: shards, Lightning's trainer, checkpoints, logs and pictures below one folder."""
+"""One training run: its data, Lightning's trainer, checkpoints, logs and pictures below one folder."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from metro_edge.errors import UserError
+from training.callbacks import LastCheckpoint, StepTimeBar, ValidationTimes, averaged_weights
 from training.config import FitConfig
 from training.datamodule import PeopleData
 from training.module import MetroModule
@@ -23,57 +25,73 @@ LIGHTNING_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed",
 def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int = -1) -> Path:
     """Train, and return the path of the best checkpoint by validation MPJPE.
 
-    Runs on one process, or on several started by torchrun, whose environment it follows.
+    Runs on one process, or on several started by torchrun, whose environment it follows. A resumed run does what the
+    unbroken one would have done: order, augmentation, masks and dropout are functions of seed, epoch and batch.
 
     Args:
         config: of the run.
-        output: folder for checkpoints, `metrics.csv`, TensorBoard logs and pictures.
+        output: folder for checkpoints, `csv/metrics.csv` (`csv-2` after resuming), TensorBoard logs and pictures.
         resume: go on from `last.ckpt` in `output`.
-        max_steps: stop after so many steps, whatever the epochs; -1 for no limit.
+        max_steps: stop after so many optimiser steps, whatever the epochs; -1 for no limit.
 
     Raises:
-        UserError: `output` holds a run and `resume` is not set, or the other way round.
+        UserError: `output` holds a run and `resume` is not set, or the other way round; a loss that is not finite.
     """
     last = output / "checkpoints" / LAST
     if resume and not last.is_file():
         raise UserError(f"nothing to resume: {last} does not exist")
     if not resume and last.is_file():
         raise UserError(f"{output} already holds a run: pass --resume to go on with it, or another --output")
-    lightning.seed_everything(config.optim.seed, workers=True, verbose=False)
-    data = PeopleData(config)
-    module = MetroModule(config)
-    checkpoints = ModelCheckpoint(
+    optim = config.optim
+    lightning.seed_everything(optim.seed, workers=True, verbose=False)
+    best = ModelCheckpoint(
         dirpath=output / "checkpoints",
         filename="{epoch:02d}-{step}",
         monitor="validation/mpjpe_mm",
-        save_last=True,
         save_top_k=1,
         save_on_train_epoch_end=False,
+        enable_version_counter=False,  # what a killed run did after its last checkpoint is done again
     )
     trainer = lightning.Trainer(
         **_processes(),
-        max_epochs=config.optim.epochs,
+        max_epochs=optim.epochs,
         max_steps=max_steps,
-        precision=LIGHTNING_PRECISIONS[config.optim.precision],
-        gradient_clip_val=config.optim.clip_norm,
-        callbacks=[
-            checkpoints,
-            LearningRateMonitor(),
-            PredictionPictures(output / "pictures"),
-            TQDMProgressBar(20),
-        ],
+        precision=LIGHTNING_PRECISIONS[optim.precision],
+        accumulate_grad_batches=optim.accumulate,
+        gradient_clip_val=optim.clip_norm or None,
+        callbacks=_callbacks(config, output, [best, LastCheckpoint(last, optim.checkpoint_every_steps)]),
         logger=[
-            CSVLogger(output, name="", version="csv"),
+            CSVLogger(output, name="", version=_new_folder(output, "csv")),
             TensorBoardLogger(output, name="", version="tensorboard"),
         ],
-        val_check_interval=1.0 / config.optim.validations_per_epoch,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module shares samples out itself, none of them twice
         reload_dataloaders_every_n_epochs=1,
         enable_model_summary=False,
-        log_every_n_steps=max(1, min(20, config.data.train_count // config.optim.batch_size)),
+        log_every_n_steps=max(1, min(20, config.data.train_count // (optim.batch_size * optim.accumulate))),
     )
-    trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
-    return Path(checkpoints.best_model_path or last)
+    # A checkpoint holds all that a new run starts from, whose files may be gone by now.
+    module = MetroModule(config, start=not resume)
+    trainer.fit(module, datamodule=PeopleData(config), ckpt_path=last if resume else None, weights_only=True)
+    return Path(best.best_model_path or last)
+
+
+def _callbacks(config: FitConfig, output: Path, checkpoints: list[Any]) -> list[Any]:
+    callbacks: list[Any] = [
+        ValidationTimes(config.optim.validations_per_epoch),
+        LearningRateMonitor(),
+        PredictionPictures(output / "pictures"),
+    ]
+    if config.optim.ema_decay > 0:
+        # After the pictures, which show the averaged network as long as validation goes on.
+        callbacks.append(averaged_weights(config.optim.ema_decay))
+    return [*callbacks, StepTimeBar(), *checkpoints]
+
+
+def _new_folder(output: Path, name: str) -> str:
+    """Return `name`, or with a number where that exists: the logger empties the folder that it starts in."""
+    numbered = (f"{name}-{k}" for k in itertools.count(2))
+    return next(n for n in itertools.chain([name], numbered) if not (output / n).exists())
 
 
 def _processes() -> dict[str, Any]:

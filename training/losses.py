@@ -43,8 +43,8 @@ class MetroLoss(nn.Module):
         weights: of the terms.
 
     Batch entries: `vertices` (N, V, 3) and `joints` (N, J, 3), metres, camera frame, any common origin;
-    `joints_2d` (N, J, 3), x and y in crop coordinates [-1, 1] and confidence; `has_vertices`, `has_joints`,
-    `has_joints_2d` (N,), 1 where the sample carries the label.
+    `joints_2d` (N, J, 3), x and y in crop coordinates [-1, 1] and confidence; `joints_confidence` (N, J), 1 for all
+    where it is missing; `has_vertices`, `has_joints`, `has_joints_2d` (N,), 1 where the sample carries the label.
     """
 
     regressor_indices: Tensor
@@ -76,6 +76,7 @@ class MetroLoss(nn.Module):
             for i, predicted in enumerate(output.vertices)
         ]
         truth_joints = self._centred(batch["joints"])
+        confidence = batch["joints_confidence"][..., None] if "joints_confidence" in batch else None
         projections = [
             _mean_l1(
                 project(points, output.camera) - batch["joints_2d"][..., :2],
@@ -86,8 +87,8 @@ class MetroLoss(nn.Module):
         ]
         terms = {
             "vertices": torch.stack(levels).mean(),
-            "joints": _mean_l1(self._centred(output.joints) - truth_joints, batch["has_joints"]),
-            "regressed_joints": _mean_l1(self._centred(regressed) - truth_joints, batch["has_joints"]),
+            "joints": _mean_l1(self._centred(output.joints) - truth_joints, batch["has_joints"], confidence),
+            "regressed_joints": _mean_l1(self._centred(regressed) - truth_joints, batch["has_joints"], confidence),
             "joints_2d": torch.stack(projections).mean(),
         }
         total = sum(getattr(self.weights, name) * value for name, value in terms.items())

@@ -29,7 +29,7 @@ class PredictionPictures(lightning.Callback):
     def __init__(self, folder: Path, count: int = 16) -> None:
         self.folder, self.count = folder, count
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Draw the first samples of the validation set."""
         if not trainer.is_global_zero or trainer.sanity_checking:
             return

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metro_edge.errors import UserError
+
+if TYPE_CHECKING:
+    from metro_edge.bundle import Bundle
+    from metro_edge.smpl.fit import SmplFitter
+from metro_edge.spec import CROP_RULES
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,6 +33,11 @@ def add_parser(subparsers: Any) -> None:
         "person's box); write --box=-5,0,90,200 when it starts with a minus",
     )
     add_model_options(parser)
+    parser.add_argument(
+        "--crop-rule",
+        metavar="R",
+        help=f"how a box becomes the network's input: {', '.join(CROP_RULES)} (default: as the network learnt it)",
+    )
     parser.add_argument("--precision", metavar="P", default="fp32", help="fp32, fp16 or int8 (default: fp32)")
     parser.add_argument(
         "--focal-px",
@@ -36,6 +46,7 @@ def add_parser(subparsers: Any) -> None:
         help="focal length in pixels (default: the picture's diagonal, about a normal lens)",
     )
     parser.add_argument("--side-by-side", action="store_true", help="put the bare picture beside the overlay")
+    add_smpl_options(parser)
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, default=Path("out"), help="folder (default: out)")
     parser.set_defaults(run=run)
 
@@ -44,6 +55,23 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add --bundle and --threads, which every command that runs a network has."""
     parser.add_argument("--bundle", metavar="B", type=Path, help="folder or .zip (default: the shipped bundle)")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the engine's choice)")
+
+
+def add_smpl_options(parser: argparse.ArgumentParser) -> None:
+    """Add --smpl-parameters and what goes with it."""
+    group = parser.add_argument_group("SMPL parameters", "of a network with SMPL's or MANO's mesh, see docs/smpl.md")
+    group.add_argument(
+        "--smpl-parameters",
+        action="store_true",
+        help="fit pose, shape and translation to each mesh; written as .npz and into the JSON",
+    )
+    group.add_argument("--smpl", metavar="PATH", type=Path, help="your SMPL or MANO file, or a folder with them")
+    group.add_argument(
+        "--smpl-gender",
+        metavar="G",
+        choices=("neutral", "male", "female"),
+        help="which SMPL of a folder: neutral (default, what METRO predicts), male or female",
+    )
 
 
 def parse_box(text: str) -> tuple[float, float, float, float]:
@@ -66,14 +94,19 @@ def run(args: argparse.Namespace) -> int:
 
     if args.boxes and len(args.pictures) > 1:
         raise UserError(f"--box goes with one picture, got {len(args.pictures)}: run them one by one")
+    if args.smpl_parameters and args.smpl is None:
+        raise UserError("--smpl-parameters needs --smpl PATH, your SMPL or MANO file or a folder with them")
+    if not args.smpl_parameters and (args.smpl is not None or args.smpl_gender is not None):
+        raise UserError("--smpl and --smpl-gender go with --smpl-parameters")
     # All pictures are tried before the first result is written.
     for picture in args.pictures:
         frame = read_picture(picture)
         if args.boxes:
             check_boxes(args.boxes, frame.shape[:2])
     with MeshEstimator.from_bundle(
-        args.bundle, args.precision, threads=args.threads, focal_px=args.focal_px
+        args.bundle, args.precision, threads=args.threads, focal_px=args.focal_px, crop_rule=args.crop_rule
     ) as estimator:
+        fitter = smpl_fitter(estimator.bundle, args)
         folder = output_folder(args.output)
         model = model_description(estimator)
         stems = unique_stems(args.pictures)
@@ -81,10 +114,23 @@ def run(args: argparse.Namespace) -> int:
         for picture, stem in tqdm(todo, unit="picture", leave=False, disable=len(todo) < 2):
             frame = read_picture(picture)
             bodies = estimator(frame, args.boxes)
-            paths = write_results(folder, stem, picture.name, frame, bodies, model, args.side_by_side)
+            smpl = None if fitter is None else fitter.fit_bodies(bodies)
+            paths = write_results(folder, stem, picture.name, frame, bodies, model, args.side_by_side, smpl)
             people = "1 person" if len(bodies) == 1 else f"{len(bodies)} people"
             tqdm.write(f"{picture}: {people} -> {', '.join(str(path) for path in paths)}")
+            if smpl is not None:
+                errors = ", ".join(f"{value:.2f}" for value in smpl.error_mm)
+                tqdm.write(f"{picture}: {smpl.model.upper()} refit error {errors} mm (mean vertex distance)")
     return 0
+
+
+def smpl_fitter(bundle: Bundle, args: argparse.Namespace) -> SmplFitter | None:
+    """Return the fitter that the options ask for; raises UserError."""
+    if not args.smpl_parameters:
+        return None
+    from metro_edge.smpl.fit import SmplFitter
+
+    return SmplFitter.for_bundle(bundle, args.smpl, args.smpl_gender or "neutral")
 
 
 def unique_stems(paths: Sequence[Path]) -> list[str]:

@@ -19,9 +19,15 @@ def test_sets_are_consistent(joints):
 
 
 def test_sizes_and_known_orders():
-    assert {name: len(s) for name, s in JOINT_SETS.items()} == {"h36m14": 14, "coco17": 17, "freihand21": 21}
+    sizes = {name: len(s) for name, s in JOINT_SETS.items()}
+    assert sizes == {"h36m14": 14, "h36m17": 17, "coco17": 17, "freihand21": 21, "j24": 24}
     h36m = joint_set("h36m14")
     assert h36m.root_indices == (2, 3) and h36m.names[13] == "head_top"  # METRO's mid-hip of joints 2 and 3
+    h36m17 = joint_set("h36m17")  # METRO's H36M_J17_TO_J14
+    assert [h36m17.index(name) for name in h36m.names] == [3, 2, 1, 4, 5, 6, 16, 15, 14, 11, 12, 13, 8, 10]
+    j24 = joint_set("j24")  # the rows of METRO's labels that its 14 joints are: 0 to 12 and 18
+    assert [j24.index(name) for name in h36m.names] == [*range(13), 18]
+    assert j24.mirror == (5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6, 12, 13, 14, 15, 16, 17, 18, 19, 21, 20, 23, 22)
     assert joint_set("coco17").names[0] == "nose" and joint_set("freihand21").root_indices == (0,)
 
 

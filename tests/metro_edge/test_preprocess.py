@@ -128,12 +128,12 @@ def test_taps(side, taps):
 @given(x=st.floats(-500, 500), y=st.floats(-500, 500), w=st.floats(1, 800), h=st.floats(1, 800))
 def test_affine_and_crop_coordinates_agree(x, y, w, h):
     boxes = np.array([[x, y, w, h]])
-    affine = crop_affine(boxes, 1.2, 64)
+    affine = crop_affine(boxes, spec_of())
     assert affine.shape == (1, 2, 3) and affine.dtype == np.float64
     middle = np.array([x + (w - 1) / 2, y + (h - 1) / 2])
     half = max(w, h) * 0.6
     points = np.array([[middle, middle - half, middle + np.array((half, -half))]])
-    np.testing.assert_allclose(crop_coordinates(points, boxes, 1.2)[0], [(0, 0), (-1, -1), (1, -1)], atol=1e-9)
+    np.testing.assert_allclose(crop_coordinates(points, boxes, spec_of())[0], [(0, 0), (-1, -1), (1, -1)], atol=1e-9)
     crop_px = points[0] @ affine[0, :, :2].T + affine[0, :, 2]
     np.testing.assert_allclose(crop_px, [(31.5, 31.5), (-0.5, -0.5), (63.5, -0.5)], atol=1e-6)
 

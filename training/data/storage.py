@@ -276,7 +276,7 @@ def _encoded(sample: GeneratedSample, stored: ModelSpec) -> NDArray[np.uint8]:
 def _labels(
     sample: GeneratedSample, stored: ModelSpec, template: BodyTemplate, near: dict[str, Floats]
 ) -> dict[str, Any]:
-    affine = crop_affine(sample.box[None], stored.box_scale, stored.image_size)[0]
+    affine = crop_affine(sample.box[None], stored)[0]
     root = template.root(ROOT_JOINT_SET, sample.vertices).astype(np.float32)
     centred = sample.vertices - root
     labels: dict[str, Any] = {

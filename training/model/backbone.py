@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,9 +12,16 @@ from torch import Tensor, nn
 
 from metro_edge.errors import MissingExtraError, UserError
 from training.model.config import MetroConfig
+from training.model.weight_files import KeyReport, find_weights, read_weights, refuse_shapes, state_dict_of
 
 LITE0 = "tf_efficientnet_lite0"
 _LITE0_HEAD = ("conv_head.", "bn2.", "classifier.")  # everything after the last block
+# The released ResNet is a torch.nn.Sequential of torchvision's children.
+RELEASED_RESNET_CHILDREN = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+# Where a backbone stands in a file: alone, in a network that METRO released, in one of ours, in a run of ours.
+_PREFIXES = ("", "backbone.", "backbone.model.", "model.backbone.model.")
+_CLASSIFIER = re.compile(r"(classifier|fc|head|head_fc|last_linear|conv_head|bn2)\.")
+_COUNTER = ".num_batches_tracked"  # of a batch norm; older files lack it, and inference does not read it
 
 
 def timm_model(config: MetroConfig) -> nn.Module:
@@ -136,3 +145,47 @@ def load_pretrained_lite0(backbone: Backbone) -> None:
     if left_over:
         raise UserError(f"{LITE0}: no place for the pretrained entries {', '.join(left_over[:5])}")
     backbone.model.load_state_dict({name: value for name, value in weights.items() if name in own})
+
+
+def load_backbone_checkpoint(backbone: Backbone, path: str | Path) -> KeyReport:
+    """Fill a backbone from a file of the user's: weights of a classifier, or the backbone of a METRO network.
+
+    Known forms: the HRNets that METRO downloads (hrnetv2_w64_imagenet_pretrained.pth) and torchvision's ResNets, whose
+    names timm shares; any state dictionary of timm; a released METRO network; a checkpoint of ours.
+
+    Returns:
+        What became of the file's entries; of a whole METRO network the rest counts as unused.
+
+    Raises:
+        UserError: no such file, or entries that are missing, unknown or of another shape; they are named.
+    """
+    file = find_weights(path)
+    state = state_dict_of(read_weights(file), file)
+    own = backbone.model.state_dict()
+    names, prefix = _names_in(state, own)
+    found = {name: theirs for name, theirs in names.items() if theirs in state}
+    left = [name for name in state if name not in set(found.values())]
+    known = [name for name in left if not name.startswith(prefix) or _CLASSIFIER.match(name[len(prefix) :])]
+    report = KeyReport(
+        used=tuple(found.values()),
+        unused=tuple(known),
+        unexpected=tuple(name for name in left if name not in set(known)),
+        missing=tuple(theirs for name, theirs in names.items() if name not in found and not name.endswith(_COUNTER)),
+    )
+    if report.missing or report.unexpected:
+        raise UserError(f"{file} does not hold the weights of {backbone.name}: {report}")
+    shapes = {theirs: (state[theirs].shape, own[name].shape) for name, theirs in found.items()}
+    refuse_shapes({name: pair for name, pair in shapes.items() if pair[0] != pair[1]}, backbone.name)
+    backbone.model.load_state_dict({**own, **{name: state[theirs] for name, theirs in found.items()}})
+    return report
+
+
+def _names_in(state: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[dict[str, str], str]:
+    """Return, of the forms in which a backbone may stand in a file, the one that finds most: our name -> theirs."""
+    forms = []
+    for prefix in _PREFIXES:
+        for children in ({}, RELEASED_RESNET_CHILDREN):
+            first = {name: name.split(".", 1)[0] for name in own}
+            names = {name: f"{prefix}{children.get(k, k)}{name[len(k) :]}" for name, k in first.items()}
+            forms.append((names, prefix))
+    return max(forms, key=lambda form: sum(theirs in state for theirs in form[0].values()))

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metro_edge.errors import UserError
+from training.model.backbone import RELEASED_RESNET_CHILDREN
 from training.model.config import MetroConfig
 from training.model.metro import Metro
+from training.model.weight_files import KeyReport, refuse_shapes
 
 _UNUSED = re.compile(r"trans_encoder\.\d+\.bert\.(embeddings|pooler)\.|backbone\.classifier\.")
-_TEMPLATE = ("template_joints", "template_vertices")  # released code computes them from the body model
+TEMPLATE_BUFFERS = ("template_joints", "template_vertices")  # released code computes them from the body model
 _LAYER_NAMES = {
     "attention_output": "attention.output.dense",
     "attention_norm": "attention.output.LayerNorm",
@@ -30,37 +31,11 @@ _LAYER_NAMES = {
 }
 _BLOCK_NAMES = {"input": "bert.img_embedding", "output": "cls_head", "residual": "residual"}
 _CAMERA_NAMES = {"coordinates": "cam_param_fc", "points": "cam_param_fc2", "output": "cam_param_fc3"}
-# The released ResNet is a torch.nn.Sequential of torchvision's children.
-_RESNET_CHILDREN = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-
-
-@dataclass(frozen=True)
-class ReleasedReport:
-    """What became of every entry, by released name.
-
-    Attributes:
-        used: entries that fill the network.
-        unused: entries known to take no part in METRO's computation.
-        unexpected: entries that nothing here knows.
-        missing: entries that the network needs and the file lacks.
-    """
-
-    used: tuple[str, ...]
-    unused: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    missing: tuple[str, ...]
-
-    def __str__(self) -> str:
-        text = f"{len(self.used)} entries used, {len(self.unused)} known to be unused"
-        for what, names in (("unexpected", self.unexpected), ("missing", self.missing)):
-            if names:
-                text += f", {len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        return text
 
 
 def state_dict_from_released(
     released: Mapping[str, Any], config: MetroConfig, strict: bool = True
-) -> tuple[dict[str, Tensor], ReleasedReport]:
+) -> tuple[dict[str, Tensor], KeyReport]:
     """Translate a released state dictionary.
 
     Args:
@@ -79,7 +54,7 @@ def state_dict_from_released(
     wanted = _shapes(config)
     sources = {name: released_names(name, config) for name in wanted}
     needed = [source for names in sources.values() for source in names]
-    report = ReleasedReport(
+    report = KeyReport(
         used=tuple(name for name in needed if name in released),
         unused=tuple(name for name in released if _UNUSED.match(name)),
         unexpected=tuple(name for name in released if name not in set(needed) and not _UNUSED.match(name)),
@@ -87,28 +62,29 @@ def state_dict_from_released(
     )
     if strict and (report.missing or report.unexpected):
         raise UserError(f"this is not a released checkpoint of {config.name}: {report}")
-    state = {}
+    state, wrong = {}, {}
     for name, names in sources.items():
         if any(source not in released for source in names):
             continue
         values = [torch.as_tensor(released[source]) for source in names]
-        value = torch.cat(values) if len(values) > 1 else values[0]
-        if value.shape != wanted[name]:
-            raise UserError(
-                f"released {names[0]}: shape {tuple(value.shape)} where {config.name} has {tuple(wanted[name])}"
-            )
-        state[name] = value
+        shape = (wanted[name][0] // len(names), *wanted[name][1:]) if len(names) > 1 else tuple(wanted[name])
+        misshapen = {s: (tuple(v.shape), shape) for s, v in zip(names, values, strict=True) if tuple(v.shape) != shape}
+        if misshapen:
+            wrong.update(misshapen)
+        else:
+            state[name] = torch.cat(values) if len(values) > 1 else values[0]
+    refuse_shapes(wrong, config.name)
     return state, report
 
 
-def load_released(model: Metro, released: Mapping[str, Any]) -> ReleasedReport:
+def load_released(model: Metro, released: Mapping[str, Any]) -> KeyReport:
     """Fill `model` with a released state dictionary, but keep its template.
 
     Raises:
         UserError: as state_dict_from_released.
     """
     state, report = state_dict_from_released(released, model.config)
-    template = {name: getattr(model, name) for name in _TEMPLATE}
+    template = {name: getattr(model, name) for name in TEMPLATE_BUFFERS}
     model.load_state_dict({**state, **template})
     return report
 
@@ -144,7 +120,7 @@ def released_names(name: str, config: MetroConfig) -> tuple[str, ...]:
 
 def _released_backbone_name(parts: list[str], config: MetroConfig) -> str:
     if config.backbone.startswith("resnet"):
-        parts = [_RESNET_CHILDREN.get(parts[0], parts[0]), *parts[1:]]
+        parts = [RELEASED_RESNET_CHILDREN.get(parts[0], parts[0]), *parts[1:]]
     elif not config.backbone.startswith("hrnet_"):
         raise UserError(f"released METRO networks use HRNet or ResNet, not {config.backbone}")
     return ".".join(parts)
@@ -154,4 +130,4 @@ def _shapes(config: MetroConfig) -> dict[str, torch.Size]:
     """Shapes of our state dictionary without the template, from a network that holds no memory."""
     with torch.device("meta"):
         model = Metro.blank(config)
-    return {name: value.shape for name, value in model.state_dict().items() if name not in _TEMPLATE}
+    return {name: value.shape for name, value in model.state_dict().items() if name not in TEMPLATE_BUFFERS}

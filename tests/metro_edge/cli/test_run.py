@@ -150,3 +150,14 @@ def test_grey_deep_and_transparent_pictures(shared_bundle, tmp_path, frame):
 def test_unique_stems():
     paths = [Path(p) for p in ("a/x.jpg", "b/x.png", "y.png", "x-2.jpg", "c/x.jpg")]
     assert unique_stems(paths) == ["x", "x-2", "y", "x-2-2", "x-3"]
+
+
+def test_the_crop_rule_is_chosen_by_name_and_recorded(shared_bundle, picture, tmp_path, capsys):
+    box = "--box=10,10,80,60"
+    assert run(shared_bundle, picture, box, "--crop-rule", "metro_demo", "-o", tmp_path / "demo") == 0
+    assert run(shared_bundle, picture, box, "-o", tmp_path / "own") == 0
+    demo, own = (json.loads(next((tmp_path / name).glob("*.json")).read_text()) for name in ("demo", "own"))
+    assert demo["model"]["crop_rule"] == "metro_demo" and own["model"]["crop_rule"] == "box_area"
+    assert demo["people"][0]["translation_m"] != own["people"][0]["translation_m"]
+    assert run(shared_bundle, picture, "--crop-rule", "demo", "-o", tmp_path / "none") == 2
+    assert "unknown crop rule 'demo'" in capsys.readouterr().err

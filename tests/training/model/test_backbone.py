@@ -9,7 +9,7 @@ from matplotlib.cbook import get_sample_data
 
 from metro_edge.errors import MissingExtraError, UserError
 from training.model import load_pretrained_lite0, preset
-from training.model.backbone import Backbone, pretrained_lite0
+from training.model.backbone import Backbone, load_backbone_checkpoint, pretrained_lite0
 
 
 def _config(tiny_config, backbone, **changes):
@@ -124,3 +124,83 @@ def test_pretrained_entries_without_a_place_are_refused(monkeypatch):
     monkeypatch.setattr("training.model.backbone.pretrained_lite0", lambda: weights)
     with pytest.raises(UserError, match=r"no place for the pretrained entries blocks\.9\.weight"):
         load_pretrained_lite0(backbone)
+
+
+class TestBackboneCheckpoint:
+    """Weights from a file of the user's, in every form that METRO's users have."""
+
+    @pytest.fixture
+    def backbone(self, tiny_config):
+        return Backbone(_config(tiny_config, "resnet18")).eval()
+
+    @pytest.fixture
+    def weights(self):
+        torch.manual_seed(7)
+        return timm.create_model("resnet18").state_dict()  # with its classifier, as ImageNet weights come
+
+    def _is_filled(self, backbone, weights):
+        own = backbone.model.state_dict()
+        return all(torch.equal(value, weights[name]) for name, value in own.items())
+
+    @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "backbone.model.", "model.backbone.model."])
+    def test_forms(self, backbone, weights, tmp_path, prefix):
+        named = {f"{prefix}{name}": value for name, value in weights.items()}
+        inside = prefix.startswith(("backbone", "model"))
+        named |= {"trans_encoder.0.cls_head.bias": torch.zeros(3)} if inside else {}
+        torch.save({"state_dict": named}, tmp_path / "w.pth")
+        report = load_backbone_checkpoint(backbone, tmp_path / "w.pth")
+        assert self._is_filled(backbone, weights)
+        assert len(report.used) == len(weights) - 2 and report.missing == report.unexpected == ()
+        assert len(report.unused) == 2 + inside
+
+    def test_released_numbering(self, backbone, weights, tmp_path):
+        numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+        named = {}
+        for name, value in weights.items():
+            first, _, rest = name.partition(".")
+            if first in numbers:
+                named[f"backbone.{numbers[first]}.{rest}"] = value
+        torch.save(named, tmp_path / "metro.bin")
+        assert load_backbone_checkpoint(backbone, tmp_path / "metro.bin").unused == ()
+        assert self._is_filled(backbone, weights)
+
+    def test_older_files_lack_batch_counters(self, backbone, weights, tmp_path):
+        kept = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
+        torch.save(kept, tmp_path / "resnet18-5c106cde.pth")
+        load_backbone_checkpoint(backbone, tmp_path / "resnet18-5c106cde.pth")
+        assert self._is_filled(backbone, weights)
+
+    def test_hrnets_have_the_names_of_their_authors(self, tiny_config, tmp_path):
+        torch.manual_seed(3)
+        weights = timm.create_model("hrnet_w18_small").state_dict()
+        assert {"incre_modules.0.0.conv1.weight", "final_layer.0.bias", "classifier.weight"} < weights.keys()
+        torch.save(weights, tmp_path / "hrnetv2.pth")
+        backbone = Backbone(_config(tiny_config, "hrnet_w18_small"))
+        assert load_backbone_checkpoint(backbone, tmp_path / "hrnetv2.pth").unused == (
+            "classifier.weight",
+            "classifier.bias",
+        )
+        assert self._is_filled(backbone, weights)
+
+    def test_torchvision_has_the_names_of_timm(self):
+        import torchvision
+
+        with torch.device("meta"):
+            theirs, ours = torchvision.models.resnet50().state_dict(), timm.create_model("resnet50").state_dict()
+        assert {n: v.shape for n, v in theirs.items()} == {n: v.shape for n, v in ours.items()}
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda w: w.pop("layer1.0.conv1.weight"), r"1 missing \(layer1\.0\.conv1\.weight\)"),
+            (lambda w: w.update({"layer9.weight": torch.ones(1)}), r"1 unexpected \(layer9\.weight\)"),
+            (lambda w: w.update({"conv1.weight": torch.ones(4)}), r"1 entries .*conv1\.weight has shape \(4,\)"),
+        ],
+    )
+    def test_what_does_not_fit_is_named_and_changes_nothing(self, backbone, weights, tmp_path, change, message):
+        before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+        change(weights)
+        torch.save(weights, tmp_path / "w.pth")
+        with pytest.raises(UserError, match=message):
+            load_backbone_checkpoint(backbone, tmp_path / "w.pth")
+        assert self._is_filled(backbone, before)

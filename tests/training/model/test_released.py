@@ -72,8 +72,8 @@ def test_missing_and_unexpected_entries_are_refused_and_reported():
         state_dict_from_released(Edited(network, without=["upsampling.bias"]), config)
     with pytest.raises(UserError, match=r"1 unexpected \(mystery\.weight\)"):
         state_dict_from_released(Edited(network, extra={"mystery.weight": [3]}), config)
-    many = [f"trans_encoder.0.bert.encoder.layer.{i}.output.dense.bias" for i in range(4)]
-    with pytest.raises(UserError, match=r"4 missing \(.*, \.\.\.\)"):
+    many = [f"trans_encoder.{k}.bert.encoder.layer.{i}.output.dense.bias" for k in range(3) for i in range(4)]
+    with pytest.raises(UserError, match=r"12 missing \(trans_encoder\.0\..*, and 4 more\)"):
         state_dict_from_released(Edited(network, without=many), config)
 
 
@@ -96,8 +96,12 @@ def test_lenient_report_lists_what_happened():
 
 def test_wrong_shape_is_refused():
     cut = Edited("metro_body_resnet50", extra={"cam_param_fc3.weight": [4, 250]})
-    cut.shapes = {n: s for n, s in cut.shapes.items() if n.startswith("cam_param")}
-    with pytest.raises(UserError, match=r"cam_param_fc3\.weight: shape \(4, 250\) where .* has \(3, 250\)"):
+    query = "trans_encoder.2.bert.encoder.layer.1.attention.self.query.bias"
+    cut.shapes = {n: s for n, s in cut.shapes.items() if n.startswith("cam_param")} | {query: [100]}
+    cut.shapes |= {query.replace("query", part): [128] for part in ("key", "value")}
+    with pytest.raises(
+        UserError, match=r"2 entries .*query\.bias has shape \(100,\) where .* has \(128,\), cam_param_fc3"
+    ):
         state_dict_from_released(cut, preset("metro_body_resnet50"), strict=False)
 
 

@@ -1,0 +1,1 @@
+"""SMPL and MANO from the user's own files: reading them, skinning, and fitting their parameters to meshes."""

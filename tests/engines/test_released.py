@@ -1,0 +1,163 @@
+"""Networks that METRO released, from the file to what ONNX Runtime answers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from engines.__main__ import main
+from metro_edge.backends import open_session
+from metro_edge.bundle import Bundle
+from metro_edge.cli import main as metro_edge_main
+from tests.reference_weights import reference_images
+from tests.released_files import SMALL_HAND, body_with, made_body, released_shapes, released_state, write_reference
+from training.checkpoint import load_any
+from training.model import preset
+
+# The weights are made up, so what FP16 and INT8 lose means nothing; the reference's outputs are of many metres.
+LOOSE = ["--tolerance-mm", "fp32=1", "fp16=1000", "int8=100000"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for i in range(4):
+        small = random.integers(0, 255, (7, 5, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(small, (200, 280), interpolation=cv2.INTER_CUBIC))
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hand(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tuple[Path, str]:
+    """A small hand network, converted by the command, in the folder that holds the file; and what was printed."""
+    folder = tmp_path_factory.mktemp("hand")
+    torch.save(released_state(released_shapes(SMALL_HAND)), folder / "metro_hand_state_dict.bin")
+    made_body(SMALL_HAND).save(folder / "mano.npz")
+    command = ["convert", str(folder / "metro_hand_state_dict.bin"), "--body", f"mano={folder / 'mano.npz'}"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main([*command, "-o", str(folder / "bundle"), "--pictures", str(pictures), *LOOSE]) == 0
+    return folder, printed.getvalue()
+
+
+def test_one_command_from_file_to_bundle(hand):
+    folder, printed = hand
+    bundle = Bundle.load(folder / "bundle")
+    assert bundle.precisions == ("fp32", "fp16", "int8")
+    spec = bundle.spec
+    assert (spec.name, spec.body, spec.crop_rule) == ("metro_hand_resnet50", "mano", "metro_eval")
+    assert "21 joints and 195 vertices as tokens (global)" in printed
+    metadata = {p.key: p.value for p in onnx.load(bundle.onnx_path("fp32")).metadata_props}
+    assert metadata == {"spec": spec.name, "checkpoint_sha256": bundle.passport["checkpoint"]["sha256"]}
+    assert "entries used, 4 known to be unused\n" in printed
+    assert printed.splitlines()[-1].startswith("wrote ") and " s, peak memory " in printed.splitlines()[-1]
+
+
+def test_the_bundle_answers_as_the_network(hand):
+    folder, _ = hand
+    checkpoint = load_any(folder / "metro_hand_state_dict.bin", made_body(SMALL_HAND))
+    images = reference_images(2)
+    with torch.inference_mode():
+        expected = checkpoint.model(torch.from_numpy(images))
+    with open_session(Bundle.load(folder / "bundle"), "fp32", "onnxruntime") as session:
+        found = session.infer(images)
+    for wanted, got in ((expected.camera, found.camera), (expected.vertices[-1], found.vertices)):
+        assert np.abs(got - wanted.numpy()).max() <= 1e-4 * np.abs(wanted.numpy()).max()
+
+
+def test_the_passport_states_distances_and_no_accuracy(hand):
+    folder, _ = hand
+    bundle = Bundle.load(folder / "bundle")
+    passport = json.loads((folder / "bundle" / "passport.json").read_text())
+    assert "accuracy" not in passport and bundle.accuracy("fp32") is None
+    found = passport["verification"]
+    assert found["samples"] == 2 and "without true meshes" in found["data"]
+    assert "no accuracy is measured or stated" in found["protocol"]
+    for values in found["precisions"].values():
+        assert set(values) == {"moved_mm", "worst_vertex_mm", "joints_moved_mm", "image_moved_px", "tolerance_mm"}
+    moved = [found["precisions"][precision]["moved_mm"] for precision in ("fp32", "fp16", "int8")]
+    assert moved == sorted(moved)
+    assert passport["calibration"]["samples"] == 2 and "user's pictures" in passport["calibration"]["data"]
+    assert "4 heads" in passport["released"]["network"] and "known to be unused" in passport["released"]["entries"]
+    assert passport["licences"] == {"weights": "not stated", "body": "made for a test"}
+
+
+def test_the_bundle_runs(hand, pictures, tmp_path):
+    folder, _ = hand
+    command = ["run", str(pictures / "0.png"), "--bundle", str(folder / "bundle"), "-o", str(tmp_path)]
+    assert metro_edge_main(command) == 0
+    assert (tmp_path / "0.json").is_file()
+
+
+def test_mistakes(hand, pictures, tmp_path, capsys):
+    folder, _ = hand
+    file, body = str(folder / "metro_hand_state_dict.bin"), f"mano={folder / 'mano.npz'}"
+    start = ["convert", file, "-o", str(tmp_path / "out" / "bundle")]
+    for more, message in (
+        ([], "whose template it needs: mano=PATH"),
+        (["--body", "mano"], "a body must look like smpl=PATH"),
+        (["--body", f"smpl={folder / 'mano.npz'}"], "holds the body 'mano', not 'smpl'"),
+        (["--body", body, "--pictures", str(tmp_path / "none")], "is no folder"),
+        (["--body", body, "--pictures", str(folder)], "no picture in"),
+    ):
+        assert main([*start, *more]) == 2
+        error = capsys.readouterr().err.splitlines()
+        assert len(error) == 1 and message in error[0]
+    assert not (tmp_path / "out" / "bundle").exists()
+
+
+def test_own_checkpoint_of_another_body(converted, hand, tmp_path, capsys):
+    folder, _ = hand
+    command = ["convert", str(converted.checkpoint), "-o", str(tmp_path / "b"), "--body", f"mano={folder / 'mano.npz'}"]
+    assert main(command) == 2
+    assert "is a network of the body 'anny', not 'mano'" in capsys.readouterr().err
+
+
+def test_one_picture_cannot_serve_both(converted, pictures, tmp_path, capsys):
+    only = tmp_path / "one"
+    only.mkdir()
+    (only / "a.png").write_bytes((pictures / "0.png").read_bytes())
+    command = ["convert", str(converted.checkpoint), "-o", str(tmp_path / "b"), "--pictures", str(only)]
+    assert main([*command, "--precision", "int8"]) == 2
+    assert "has one picture" in capsys.readouterr().err
+    assert main([*command, "--precision", "fp32"]) == 0
+    assert Bundle.load(tmp_path / "b").passport["verification"]["samples"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["metro_body_resnet50", "metro_body_hrnet_w64", "metro_hand_hrnet_w64"])
+def test_parity_with_the_released_code_end_to_end(network, pictures, tmp_path):
+    """State dictionary -> bundle -> ONNX Runtime, against the original implementation's outputs."""
+    config = preset(network)
+    reference = write_reference(tmp_path / "state_dict.bin", network)
+    body_with(config, reference["template_joints"], reference["template_vertices"]).save(tmp_path / "body.npz")
+    command = ["convert", str(tmp_path / "state_dict.bin"), "--body", f"{config.body}={tmp_path / 'body.npz'}"]
+    more = ["--precision", "fp32", "--pictures", str(pictures), "--verify-samples", "1", *LOOSE[:2]]
+    # A process of its own, so that the peak memory it states is its own.
+    done = subprocess.run(
+        [sys.executable, "-m", "engines", *command, "-o", str(tmp_path / "bundle"), *more],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stated = re.search(r"peak memory ([\d.]+) GB", done.stdout)
+    assert stated is None or float(stated[1]) < 6.0  # None on Windows
+    (tmp_path / "state_dict.bin").unlink()  # nearly a GB
+    with open_session(Bundle.load(tmp_path / "bundle"), "fp32", "onnxruntime") as session:
+        found = session.infer(reference_images(2, int(reference["image_seed"])))
+    full = f"vertices_{config.vertex_levels[-1]}"
+    for name, got in (("camera", found.camera), ("joints", found.joints), (full, found.vertices)):
+        wanted = reference[name]
+        assert np.abs(got - wanted).max() <= 1e-4 * np.abs(wanted).max(), name

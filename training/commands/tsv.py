@@ -1,0 +1,38 @@
+"""`python -m training tsv`: write generated people as one of METRO's TSV data sets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to `subparsers`, what `ArgumentParser.add_subparsers` returned."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "tsv", help="write the generated people of a configuration as TSV data sets, as METRO's are"
+    )
+    parser.add_argument("config", type=Path, help="YAML file of a training run: training/configs/metro_edge.yaml, say")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for train.* and validation.*")
+    parser.add_argument("--count", type=int, help="samples of each (default: all of the configuration's)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write both sets and print their YAML files."""
+    from training.config import FitConfig
+    from training.data.shards import ShardedPeople, people_shards
+    from training.data.tsv_export import export_people
+
+    config = FitConfig.from_yaml(args.config)
+    data, spec = config.data, config.spec
+    sets = {
+        "train": (data.train_seed, data.train_count),
+        "validation": (data.validation_seed, data.validation_count),
+    }
+    for name, (seed, count) in sets.items():
+        folder = people_shards(Path(data.folder), spec, seed=seed, count=count, workers=max(1, data.workers))
+        people = ShardedPeople(folder, spec)
+        path = export_people(people if args.count is None else people.first(args.count), args.output, name)
+        print(f"wrote {path}")
+    return 0
