@@ -20,10 +20,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write both sets and print their YAML files."""
+    from metro_edge.errors import UserError
     from training.config import FitConfig
     from training.data.shards import ShardedPeople, people_shards
     from training.data.tsv_export import export_people
 
+    if args.count is not None and args.count < 1:
+        raise UserError(f"--count must be at least 1, got {args.count}")
     config = FitConfig.from_yaml(args.config)
     data, spec = config.data, config.spec
     sets = {
@@ -31,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
         "validation": (data.validation_seed, data.validation_count),
     }
     for name, (seed, count) in sets.items():
+        count = count if args.count is None else min(args.count, count)
         folder = people_shards(Path(data.folder), spec, seed=seed, count=count, workers=max(1, data.workers))
-        people = ShardedPeople(folder, spec)
-        path = export_people(people if args.count is None else people.first(args.count), args.output, name)
+        path = export_people(ShardedPeople(folder, spec), args.output, name)
         print(f"wrote {path}")
     return 0

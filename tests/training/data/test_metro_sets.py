@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from metro_edge.errors import UserError
 from metro_edge.joints import J24
@@ -20,11 +21,13 @@ from metro_edge.smpl.model import SkinnedBody
 from metro_edge.spec import ModelSpec
 from tests.smpl_files import metro_folder, write_smpl
 from training.bodies import body_template
+from training.config import FitConfig
 from training.data.augment import Change
 from training.data.labelled import BadSampleError, make_item
 from training.data.metro_sets import MetroTsvSet
 from training.data.sets import MixedSet, open_sets
 from training.data.tsv import write_tsv
+from training.fit import fit
 
 GAIN_PX = 40.0
 CENTRE = np.array([70.0, 62.0])  # from the picture's corner
@@ -188,3 +191,34 @@ def test_several_sets_as_one(smpl: Any, tmp_path: Path) -> None:
 
 def test_the_order_of_the_labels_is_metros() -> None:
     assert J24.index("pelvis") == 14 and J24.index("head_top") == 18 and J24.index("crown") == 13
+
+
+def test_a_run_over_metros_sets(smpl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A body network in miniature learns from poses, 3D and 2D labels, and the run says what it could not use."""
+    path = str(make_smpl_set(tmp_path, smpl, scale=0))
+    block = {"hidden": 16, "layers": 1, "heads": 2, "ffn": 16}
+    blocks = [{**block, "output": 16}, {**block, "output": 3}]
+    config = FitConfig.from_dict(
+        {
+            "name": "mix",
+            "model": {"preset": "metro_body_resnet50", "name": "mix", "blocks": blocks},
+            "data": {
+                "train_sets": [path], "validation_sets": [path], "smpl": str(metro_folder()), "augmentation": "metro",
+                "skip_bad": True, "workers": 0,
+            },
+            "optim": {"epochs": 1, "batch_size": 3, "pretrained": False, "warmup_steps": 0},
+            "crop_rule": "metro_eval",
+            "body_path": str(metro_folder()),
+        }
+    )  # fmt: skip
+    assert fit(config, tmp_path / "run").exists()
+    assert capsys.readouterr().err.count("1 of 3 samples could not be used, such as: train.label.tsv:1: box of no") == 2
+
+
+def test_the_configuration_in_the_docs_is_one() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "datasets" / "README.md").read_text(encoding="utf-8")
+    block = next(part for part in page.split("```yaml\n")[1:] if "name: metro_h36m" in part).split("```")[0]
+    values = yaml.safe_load(block)
+    config = FitConfig.from_dict({**values, "body_path": str(metro_folder())})
+    assert config.spec.crop_rule == "metro_eval" and config.data.augmentation == "metro"
+    assert config.model.backbone == "hrnet_w64" and config.optim.schedule == "step"
