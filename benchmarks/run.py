@@ -222,8 +222,6 @@ def processor_of(engine: str) -> tuple[str, str]:
 def load_material(settings: Settings, bundle: Bundle) -> Material:
     """Render, or read from shards, what is measured on; raises UserError, or MissingExtraError without `train`."""
     try:
-        import torch  # noqa: F401  (what is missing without the extra; the modules below load it late)
-
         from training.data.generator import GeneratedPeople
         from training.data.shards import ShardedPeople, people_shards
         from training.data.storage import SHARD_SIZE

@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _convert(args: argparse.Namespace) -> int:
     try:
-        from engines.convert import Settings, body_from_text, convert, tolerances_from_text
+        from engines.convert import Settings, convert, tolerances_from_text
+        from training.bodies import parse_body
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "onnx", "export,train", "convert checkpoints") from None
     usage = Usage()
@@ -76,7 +77,7 @@ def _convert(args: argparse.Namespace) -> int:
         tolerances_mm=tolerances_from_text(args.tolerance_mm),
         data=args.data,
         pictures=args.pictures,
-        body=None if args.body is None else body_from_text(args.body),
+        body=None if args.body is None else parse_body(args.body),
         licence=args.licence,
     )
     bundle = convert(args.checkpoint, args.output, settings)

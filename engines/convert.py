@@ -80,7 +80,7 @@ class Settings:
     tolerances_mm: Mapping[str, float] = field(default_factory=dict)
     data: Path | None = None
     pictures: Path | None = None
-    body: tuple[str, Path] | None = None
+    body: tuple[str, str] | None = None
     licence: str = NO_LICENCE
 
     def __post_init__(self) -> None:
@@ -170,7 +170,7 @@ def _load(path: Path, settings: Settings, say: Callable[[str], None]) -> Checkpo
         checkpoint = load_any(path)
     else:
         name, place = settings.body
-        checkpoint = load_any(path, body_template(name, place), str(place))
+        checkpoint = load_any(path, body_template(name, place), place)
         if checkpoint.config.model.body != name:
             raise UserError(f"{path} is a network of the body {checkpoint.config.model.body!r}, not {name!r}")
     if checkpoint.entries is not None:
@@ -262,14 +262,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def body_from_text(text: str) -> tuple[str, Path]:
-    """Read `name=path`, such as `smpl=models/smpl`; raises UserError for others."""
-    name, _, place = text.partition("=")
-    if not (name and place):
-        raise UserError(f"a body must look like smpl=PATH, got {text!r}")
-    return name, Path(place)
 
 
 def tolerances_from_text(entries: Sequence[str]) -> dict[str, float]:

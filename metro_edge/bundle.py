@@ -17,6 +17,9 @@ passport.json is an object with
 - `accuracy`, optional: {`data`, `samples`, `protocol`, `precisions`: {precision: {`mpjpe_mm`, `pa_mpjpe_mm`,
   `mpvpe_mm`, `moved_mm`}}}, where `moved_mm` is the mean distance of the vertices from those of
   the unconverted fp32 network;
+- `verification`, in place of `accuracy` where no true meshes are known: {`data`, `samples`, `protocol`, `precisions`:
+  {precision: {`moved_mm`, ...}}}, distances from PyTorch alone;
+- `released`, of networks that METRO released: {`network`, `entries`}, what the file was found to hold;
 - whatever else its maker adds, such as `calibration`.
 
 The hashes find files that were damaged or mixed up. They do not prove who made a bundle.

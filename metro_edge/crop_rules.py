@@ -103,8 +103,8 @@ def _turned(image: Frame, columns: tuple[int, int], rows: tuple[int, int], rotat
     turn = np.array(cv2.getRotationMatrix2D(((width - 1) / 2.0, (height - 1) / 2.0), rotation_deg, 1.0), np.float64)
     # From frame to canvas first: only the canvas is computed, the frame need not be padded.
     turn[:, 2] -= turn[:, :2] @ (columns[0], rows[0])
-    turned: Frame = cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0))  # type: ignore[assignment]
-    return turned
+    turned = cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0))
+    return np.asarray(turned, np.uint8)
 
 
 def demo_part(box: ArrayLike) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -260,15 +260,26 @@ def _warped(frame: Frame, box: NDArray[np.float64], spec: ModelSpec) -> Frame:
     """Return the crop (S, S, 3) of one box by the rule box_area or box_bilinear."""
     spans, size = crop_spans(box, spec), spec.image_size
     taps = taps_per_axis(float(spans[0, 0, 1] - spans[0, 0, 0]), spec)
-    fine: Frame = cv2.warpAffine(  # type: ignore[assignment]
+    return resampled(frame, _span_affine(spans, size * taps)[0], taps, spec)
+
+
+def resampled(frame: Frame, affine: NDArray[np.float64], taps: int, spec: ModelSpec) -> Frame:
+    """Return (S, S, 3) uint8 BGR: bilinear samples of the frame, `taps` x `taps` of them averaged to an output pixel.
+
+    Args:
+        affine: (2, 3), frame px to px of the crop of taps * S pixels a side, both counted from pixel centres.
+        taps: what `taps_per_axis` returned.
+    """
+    size = spec.image_size
+    fine = cv2.warpAffine(
         frame,
-        _span_affine(spans, size * taps)[0],
+        affine,
         (size * taps, size * taps),
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=border_bgr(spec),
     )
-    return fine if taps == 1 else cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    return np.asarray(fine if taps == 1 else cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def normalise(crops: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -35,7 +36,8 @@ def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int
         max_steps: stop after so many optimiser steps, whatever the epochs; -1 for no limit.
 
     Raises:
-        UserError: `output` holds a run and `resume` is not set, or the other way round; a loss that is not finite.
+        UserError: fp16 without a GPU; `output` holds a run and `resume` is not set, or the other way round; a loss
+            that is not finite.
     """
     last = output / "checkpoints" / LAST
     if resume and not last.is_file():
@@ -43,6 +45,8 @@ def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int
     if not resume and last.is_file():
         raise UserError(f"{output} already holds a run: pass --resume to go on with it, or another --output")
     optim = config.optim
+    if optim.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("optim.precision fp16 needs a GPU, and none was found; use bf16 or fp32")
     lightning.seed_everything(optim.seed, workers=True, verbose=False)
     best = ModelCheckpoint(
         dirpath=output / "checkpoints",

@@ -55,11 +55,12 @@ def open_network(
         raise UserError(f"{path} is a checkpoint and runs in fp32; {precision} is for bundles (engines convert)")
     import torch
 
+    from training.bodies import body_template, parse_body
     from training.checkpoint import load_any
 
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     name, body_path = parse_body(body) if body else ("", "")
-    checkpoint = load_any(path, _template(name, body_path), body_path)
+    checkpoint = load_any(path, body_template(name, body_path) if name else None, body_path)
     config = checkpoint.config
     if name and name != config.model.body:
         raise UserError(f"{path} is a network of the body {config.model.body!r}, not of {name!r}")
@@ -69,20 +70,6 @@ def open_network(
         raise UserError(f"cannot run on device {chosen!r}: {str(error).splitlines()[0]}") from None
     seed = config.data.validation_seed
     return Network(config.spec, checkpoint.template, predictor(model, chosen), checkpoint.sha256, seed)
-
-
-def parse_body(text: str) -> tuple[str, str]:
-    """Return name and path of `NAME=PATH`; raises UserError for other text."""
-    name, sign, path = text.partition("=")
-    if not (name and sign and path):
-        raise UserError(f"a body is given as NAME=PATH, such as smpl=FOLDER, got {text!r}")
-    return name, path
-
-
-def _template(name: str, path: str) -> BodyTemplate | None:
-    from training.bodies import body_template
-
-    return body_template(name, path) if name else None
 
 
 def _is_bundle(path: Path) -> bool:

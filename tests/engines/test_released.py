@@ -108,7 +108,7 @@ def test_mistakes(hand, pictures, tmp_path, capsys):
     start = ["convert", file, "-o", str(tmp_path / "out" / "bundle")]
     for more, message in (
         ([], "whose template it needs: mano=PATH"),
-        (["--body", "mano"], "a body must look like smpl=PATH"),
+        (["--body", "mano"], "a body is given as NAME=PATH"),
         (["--body", f"smpl={folder / 'mano.npz'}"], "holds the body 'mano', not 'smpl'"),
         (["--body", body, "--pictures", str(tmp_path / "none")], "is no folder"),
         (["--body", body, "--pictures", str(folder)], "no picture in"),

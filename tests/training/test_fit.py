@@ -106,6 +106,14 @@ def test_mixed_precision_stays_close_and_predicts_in_fp32(values: dict[str, Any]
     assert {t.dtype for t in (output.camera, output.joints, *output.vertices)} == {torch.float32}
 
 
+def test_fp16_needs_a_gpu(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    values = {**values, "optim": {**values["optim"], "precision": "fp16"}}
+    with pytest.raises(UserError, match="precision fp16 needs a GPU"):
+        fit(FitConfig.from_dict(values), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_to_resume(values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to resume"):
         fit(FitConfig.from_dict(values), tmp_path, resume=True)

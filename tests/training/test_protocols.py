@@ -28,7 +28,7 @@ from training.data.freihand import FreiHand, write_submission
 from training.data.labelled import BadSampleError, LabelledPicture, LabelledSet
 from training.data.protocol_sets import open_protocol_set
 from training.data.tsv import write_tsv
-from training.networks import open_network, parse_body
+from training.networks import open_network
 from training.protocol_run import moved_mm, protocol_report, protocol_table, run_protocol
 from training.protocols import PROTOCOLS, protocol
 from training.tta import TestTimeViews
@@ -315,13 +315,13 @@ def test_data_that_is_not_the_protocols_is_refused(tmp_path: Path) -> None:
 
 
 def test_bad_networks_and_bodies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert parse_body("smpl=a=b") == ("smpl", "a=b")
-    for text in ("smpl", "=path", "smpl="):
-        with pytest.raises(UserError, match="NAME=PATH"):
-            parse_body(text)
     with pytest.raises(UserError, match="is a checkpoint and runs in fp32; int8 is for bundles"):
         open_network(tmp_path / "metro.pt", precision="int8")
     arguments = ["evaluate", str(shipped_bundle_path()), "--protocol", "generated"]
+    assert main(["evaluate", "metro.pt", "--crop-rule", "metro_demo"]) == 2
+    assert "error: --crop-rule needs --protocol, one of generated" in capsys.readouterr().err
+    assert main(["evaluate", "metro.pt", "--data", "3DPW"]) == 2
+    assert "error: --data needs --protocol" in capsys.readouterr().err
     assert main([*arguments, "--submission", "pred.zip"]) == 2
     assert "a submission file belongs to protocol freihand" in capsys.readouterr().err
     assert main([*arguments, "--tta", "--scales", "1"]) == 2

@@ -11,6 +11,14 @@ from training.bodies.anny import load_anny_template
 BUILT_IN = ("anny",)
 
 
+def parse_body(text: str) -> tuple[str, str]:
+    """Return name and path of `NAME=PATH`, as command lines take a body; raises UserError for other text."""
+    name, sign, path = text.partition("=")
+    if not (name and sign and path):
+        raise UserError(f"a body is given as NAME=PATH, such as smpl=FOLDER, got {text!r}")
+    return name, path
+
+
 def body_template(name: str, path: str | Path = "") -> BodyTemplate:
     """Return the template of the body called `name`.
 

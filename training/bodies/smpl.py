@@ -122,6 +122,25 @@ def template_from_folder(name: str, folder: str | Path, gender: str = "neutral")
     raise UserError(f"{folder} is a folder: smpl and mano are made from one, {name!r} is read from a template file")
 
 
+def skinned_body(path: str | Path, gender: str = "neutral", kind: str = "smpl") -> SkinnedBody:
+    """Open the model that makes meshes of poses.
+
+    Args:
+        path: the folder with the model files, or one file, which stands for `neutral`.
+        gender: which SMPL of the folder.
+        kind: `smpl` or `mano`.
+
+    Raises:
+        UserError: a missing or wrong file, or one file where a gender is asked for.
+        MissingExtraError: smplfitter is not installed.
+    """
+    if Path(path).is_file():
+        if gender != "neutral":
+            raise UserError(f"{path} is one file: gendered bodies need the folder with SMPL's male and female models")
+        return SkinnedBody(read_smpl(path))
+    return SkinnedBody(read_smpl(find_smpl(path, gender, kind)))
+
+
 def _check(model: SmplFile, kind: str, levels: Downsampling, sizes: tuple[int, ...]) -> None:
     if model.kind != kind:
         raise UserError(f"the template {kind!r} is made of a {kind.upper()} model; this is {model.kind.upper()}")

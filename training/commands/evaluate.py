@@ -11,6 +11,11 @@ from metro_edge.errors import UserError
 from metro_edge.spec import CROP_RULES, PRECISIONS
 
 PROTOCOL_NAMES = ("generated", "human36m-p2", "3dpw-neutral", "3dpw-gendered", "up3d", "freihand")
+# What --protocol alone makes use of: given without it, it would be passed over in silence.
+PROTOCOL_OPTIONS = (
+    "data", "body", "smpl", "crop_rule", "skip_bad", "seed", "tta", "scales", "rotations", "submission", "precision",
+    "device", "batch_size", "workers",
+)  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -42,7 +47,8 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--device", default="auto", help="of PyTorch: cpu, cuda (default: a GPU if there is one)")
     group.add_argument("--batch-size", type=int, default=32)
     group.add_argument("--workers", type=int, default=2, help="processes that read pictures (default: 2)")
-    parser.set_defaults(run=run)
+    defaults = {name: parser.get_default(name) for name in PROTOCOL_OPTIONS}
+    parser.set_defaults(run=run, protocol_defaults=defaults)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _beside_baselines(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    given = [name for name, default in args.protocol_defaults.items() if getattr(args, name) != default]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} needs --protocol, one of {', '.join(PROTOCOL_NAMES)}")
     from training.checkpoint import load_checkpoint
     from training.report import accuracy_report, accuracy_table
 
@@ -67,9 +76,10 @@ def _beside_baselines(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _by_protocol(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from dataclasses import replace
 
+    from training.bodies import parse_body
     from training.data.freihand import write_submission
     from training.data.protocol_sets import open_protocol_set
-    from training.networks import open_network, parse_body
+    from training.networks import open_network
     from training.protocol_run import moved_mm, protocol_report, protocol_table, run_protocol
     from training.protocols import protocol
     from training.tta import PLAIN

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset
 from metro_edge.crop_rules import MPII_BOX_PX, demo_crop, metro_crop
 from metro_edge.errors import UserError
 from metro_edge.joints import joint_set
-from metro_edge.preprocess import border_bgr, normalise, taps_per_axis
+from metro_edge.preprocess import normalise, resampled, taps_per_axis
 from metro_edge.spec import ModelSpec
 from metro_edge.template import BodyTemplate
 from training.data import augment
@@ -128,15 +127,7 @@ def crop_picture(picture: LabelledPicture, spec: ModelSpec, change: Change) -> N
             raise UserError(f"crop rule {rule!r} takes whole pictures and cannot be trained with; use metro_eval")
         return demo_crop(picture.image, [*(picture.centre_px + 0.5 - side / 2), side, side], size)
     taps = taps_per_axis(side, dataclasses.replace(spec, crop_rule=rule))
-    fine: Any = cv2.warpAffine(
-        picture.image,
-        change.affine(picture.centre_px, picture.side_px, size * taps),
-        (size * taps, size * taps),
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=border_bgr(spec),
-    )
-    return np.asarray(fine if taps == 1 else cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
+    return resampled(picture.image, change.affine(picture.centre_px, picture.side_px, size * taps), taps, spec)
 
 
 def make_item(

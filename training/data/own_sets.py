@@ -72,7 +72,6 @@ def open_set(
 def _body(smpl: str | os.PathLike[str], gender: str) -> Any:
     if not str(smpl):
         raise UserError("3DPW's labels are SMPL parameters: name the folder with your SMPL model files")
-    from metro_edge.smpl.files import find_smpl, read_smpl
-    from metro_edge.smpl.model import SkinnedBody
+    from training.bodies.smpl import skinned_body
 
-    return SkinnedBody(read_smpl(find_smpl(smpl, gender)))
+    return skinned_body(Path(smpl), gender)

@@ -99,8 +99,7 @@ def _tsv(
     template: BodyTemplate,
     smpl: str | os.PathLike[str],
 ) -> LabelledSet:
-    from metro_edge.smpl.files import find_smpl, read_smpl
-    from metro_edge.smpl.model import SkinnedBody
+    from training.bodies.smpl import skinned_body
     from training.data.metro_sets import MetroTsvSet
 
     if set(protocol.undefined) & {"mpvpe", "pa_mpvpe"}:
@@ -108,6 +107,6 @@ def _tsv(
     if not str(smpl):
         raise UserError(f"protocol {protocol.name} compares with meshes: name the folder of your SMPL files, --smpl")
     if protocol.name.endswith("-gendered"):
-        bodies = {gender: SkinnedBody(read_smpl(find_smpl(smpl, gender))) for gender in ("male", "female")}
+        bodies = {gender: skinned_body(Path(smpl), gender) for gender in ("male", "female")}
         return MetroTsvSet(path, spec, template, bodies)
-    return MetroTsvSet(path, spec, template, SkinnedBody(read_smpl(find_smpl(smpl, "neutral"))))
+    return MetroTsvSet(path, spec, template, skinned_body(Path(smpl)))

@@ -94,8 +94,6 @@ def _body(spec: ModelSpec, path: str) -> Any:
         return None
     if spec.body not in BODIES:
         raise UserError(f"the network's body is {spec.body!r}; {path} makes meshes of {' and '.join(BODIES)} only")
-    from metro_edge.smpl.files import find_smpl, read_smpl
-    from metro_edge.smpl.model import SkinnedBody
+    from training.bodies.smpl import skinned_body
 
-    file = find_smpl(path, "neutral", spec.body) if Path(path).is_dir() else Path(path)
-    return SkinnedBody(read_smpl(file))
+    return skinned_body(path, kind=spec.body)

@@ -20,7 +20,9 @@ from metro_edge.template import BodyTemplate
 from tests.metro_edge.conftest import PASSPORT, made_network
 from tests.smpl_files import h36m_regressor, metro_folder, smpl_arrays
 from training.__main__ import main
-from training.bodies import body_template, smpl
+from training.bodies import body_template, parse_body, smpl
+from training.checkpoint import template_points
+from training.model import preset
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +179,28 @@ def test_bad_input(body: BodyTemplate, hand: BodyTemplate, tmp_path: Path) -> No
     with pytest.raises(UserError, match="holds the body 'mano', not 'smpl'"):
         body_template("smpl", tmp_path / "hand.npz")
     assert dataclasses.replace(levels, sizes=(778, 195)).sizes == smpl.MANO_LEVELS and isinstance(levels, Downsampling)
+
+
+def test_what_enters_a_hand_network_are_its_own_joints_not_the_regressors(hand: BodyTemplate) -> None:
+    joints, vertices = template_points(hand, preset("metro_hand_hrnet_w64"))
+    np.testing.assert_array_equal(joints, hand.rest_joints["freihand21"])
+    assert np.abs(joints - hand.joints("freihand21", hand.vertices)).max() > 1e-3
+    np.testing.assert_array_equal(vertices, hand.vertices[hand.level_vertices[0]])
+
+
+def test_the_model_that_makes_meshes_of_poses(tmp_path: Path) -> None:
+    folder = metro_folder()
+    one = smpl.skinned_body(find_smpl(folder))
+    assert (one.file.kind, smpl.skinned_body(folder).file.sha256) == ("smpl", one.file.sha256)
+    assert smpl.skinned_body(folder, kind="mano").file.kind == "mano"
+    with pytest.raises(UserError, match="is one file: gendered bodies need the folder"):
+        smpl.skinned_body(find_smpl(folder), "female")
+    with pytest.raises(UserError, match="is not a folder with SMPL files"):
+        smpl.skinned_body(tmp_path / "nowhere")
+
+
+def test_a_body_on_a_command_line() -> None:
+    assert parse_body("smpl=a=b") == ("smpl", "a=b")
+    for text in ("smpl", "=path", "smpl="):
+        with pytest.raises(UserError, match="NAME=PATH"):
+            parse_body(text)
