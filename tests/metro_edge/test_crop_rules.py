@@ -77,6 +77,10 @@ def test_rotation_turns_the_picture_counter_clockwise():
     crop = metro_crop(frame, (100.0, 100.0), 1.0, 200, rotation_deg=90.0)
     rows, columns = np.nonzero(crop[..., 0] > 128)
     assert abs(rows.mean() - 44.5) < 1.5 and abs(columns.mean() - 99.5) < 1.5  # above the middle
+    # A square that does not begin at the frame's corner turns about its own middle.
+    crop = metro_crop(frame, (120.0, 110.0), 0.5, 100, rotation_deg=90.0)
+    rows, columns = np.nonzero(crop[..., 0] > 128)
+    assert abs(rows.mean() - 14.5) < 1.5 and abs(columns.mean() - 39.5) < 1.5
     turned = metro_crop(frame, (100.0, 100.0), 1.0, 200, rotation_deg=30.0)
     again = metro_crop(turned, (100.0, 100.0), 1.0, 200, rotation_deg=-30.0)
     rows, columns = np.nonzero(again[..., 0] > 128)

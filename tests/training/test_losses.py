@@ -114,6 +114,24 @@ def test_joints_outside_the_crop_do_not_count_in_2d() -> None:
     assert _loss()(output, batch)["joints_2d"] == pytest.approx(0, abs=1e-6)
 
 
+def test_3d_joints_count_by_their_confidence() -> None:
+    batch = _batch()
+    output = _perfect(batch)
+    head = H36M14.index("head_top")  # no part of the root
+    batch["joints"][:, head] += 1.0
+    weighed = {**batch, "joints_confidence": torch.ones(N, 14)}
+    plain = _loss()(output, batch)
+    for name in ("joints", "regressed_joints"):
+        assert _loss()(output, weighed)[name] == plain[name] > 0.05
+    weighed["joints_confidence"][:, head] = 0.5
+    assert _loss()(output, weighed)["joints"] == pytest.approx(float(plain["joints"]) / 2, rel=1e-4)
+    weighed["joints_confidence"][:, head] = 0
+    weighed["joints"] = batch["joints"].clone()
+    weighed["joints"][:, head] = torch.nan
+    for name in ("joints", "regressed_joints"):
+        assert _loss()(output, weighed)[name] == pytest.approx(0, abs=2e-6)
+
+
 def test_regression_equals_the_runtime() -> None:
     batch = _batch()
     regressed = _loss().regress(batch["vertices"]).numpy()

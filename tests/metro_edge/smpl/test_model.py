@@ -122,3 +122,12 @@ def test_without_smplfitter(mano: SkinnedBody, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "smplfitter.np", None)
     with pytest.raises(MissingExtraError, match=r"metro-edge\[smpl\]"):
         SkinnedBody(mano.file)
+
+
+def test_every_body_of_several_chunks_is_posed(mano: SkinnedBody) -> None:
+    count = 2 * CHUNK + 3
+    pose = np.zeros((count, mano.pose_size), np.float32)
+    pose[:, 0] = np.linspace(0, 1, count)
+    together = mano.vertices(pose, np.zeros((count, 0)))
+    for k in (0, CHUNK - 1, CHUNK, 2 * CHUNK, count - 1):
+        np.testing.assert_allclose(together[k], mano.vertices(pose[k : k + 1], np.zeros((1, 0)))[0], atol=1e-6)

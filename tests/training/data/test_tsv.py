@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import multiprocessing
 import os
 import resource
 from pathlib import Path
@@ -22,6 +23,10 @@ from training.data.metro_sets import MetroTsvSet, open_rows
 from training.data.tsv import TsvFile, lineidx_path, picture_of, rows_of, size_of, write_tsv
 
 SIZE_HW = (120, 160)
+
+
+def _descriptor(file: TsvFile, results: Any) -> None:
+    results.put((file.row(3)[0], file._file))
 
 
 @pytest.fixture
@@ -70,6 +75,26 @@ def test_a_stale_or_truncated_index_is_named(tsv: Path, damage: Any, words: str)
     damage(tsv)
     with pytest.raises(UserError, match=words):
         TsvFile(tsv)
+
+
+def test_a_stale_row_is_found_when_the_file_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "long.tsv"
+    write_tsv(path, [(f"{i:04d}", "value") for i in range(17)])  # few enough that each beginning is looked at
+    _index(path, lambda lines: [*lines[:5], str(int(lines[5]) + 2), *lines[6:]])
+    with pytest.raises(UserError, match=r"long\.tsv:5: row 5 does not begin where the index says"):
+        TsvFile(path)
+
+
+def test_a_forked_process_opens_the_file_anew(tsv: Path) -> None:
+    file = TsvFile(tsv)
+    file.row(0)
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    process = context.Process(target=_descriptor, args=(file, results))
+    process.start()
+    key, descriptor = results.get(timeout=30)
+    process.join()
+    assert key == b"key 3" and descriptor != file._file >= 0
 
 
 def _index(path: Path, change: Any) -> None:
