@@ -84,7 +84,7 @@ def _open_bundle(path: str | Path, precision: str, threads: int | None) -> Netwo
     return Network(
         bundle.spec,
         bundle.template,
-        lambda images: session.infer(images).vertices,
+        lambda images: session.infer(images).mesh,
         str(bundle.passport["checkpoint"]["sha256"]),
         engine=f"{session.device} {precision}",
     )

@@ -62,7 +62,7 @@ def prediction_sheet(
     camera = Intrinsics.for_frame((size, size), FOCAL_CROPS * size)
     tiles = []
     for i, crop in enumerate(crops):
-        one = Outputs(*(values[i : i + 1] for values in outputs))
+        one = Outputs(*(None if values is None else values[i : i + 1] for values in outputs))  # type: ignore[arg-type]
         try:
             drawn = draw_bodies(crop, bodies_from_outputs(one, boxes[i : i + 1], camera, spec, template))
         except PredictionError:  # an untrained camera may look backwards; a picture must not end the run

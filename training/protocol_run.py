@@ -34,6 +34,8 @@ class ProtocolResult:
         errors: metric -> errors of its labelled samples, metres or F-scores; empty where undefined.
         samples: that were predicted.
         skipped: messages of the bad samples that were stepped over.
+        dropped: messages of the bad label rows and files that were left out when the set was opened.
+        left_out: why -> how many rows the data set's own rules left out.
         vertices: (samples, V, 3) root-centred meshes in metres, in the data's order; empty unless they were kept.
         joints: (samples, J, 3) regressed from them.
     """
@@ -42,6 +44,8 @@ class ProtocolResult:
     errors: dict[str, NDArray[np.float64]]
     samples: int
     skipped: list[str] = field(default_factory=list)
+    dropped: tuple[str, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
     vertices: Floats = field(default_factory=lambda: np.zeros((0, 0, 3), np.float32))
     joints: Floats = field(default_factory=lambda: np.zeros((0, 0, 3), np.float32))
 
@@ -137,7 +141,10 @@ def run_protocol(
     if not runs[0].samples:
         why = f"; the first: {skipped[0]}" if skipped else ""
         raise UserError(f"there is no usable sample to evaluate on: {len(skipped)} were bad{why}")
-    return {rule: run.result(skipped) for rule, run in zip(rules, runs, strict=True)}
+    results = {rule: run.result(skipped) for rule, run in zip(rules, runs, strict=True)}
+    for result in results.values():
+        result.dropped, result.left_out = people.dropped, dict(people.left_out)
+    return results
 
 
 class _Run:
@@ -196,6 +203,7 @@ def protocol_report(rows: dict[str, ProtocolResult], **facts: Any) -> dict[str, 
             "text": first.protocol.lines(),
         },
         **facts,
+        "opening": {"bad": list(first.dropped), "left_out": first.left_out},
         "rows": [
             {
                 "crop_rule": rule,
@@ -221,7 +229,16 @@ def protocol_table(report: dict[str, Any]) -> str:
         cells += [f"{row['moved_mm']:.2f}"] if "moved_mm" in row else ["0"] if moved else []
         lines.append("| " + " | ".join([row["crop_rule"], str(row["samples"]), *cells]) + " |")
     lines += [f"{row['crop_rule']}: {len(row['skipped'])} bad samples left out" for row in rows if row["skipped"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_opening_lines(report["opening"])])
+
+
+def _opening_lines(opening: dict[str, Any]) -> list[str]:
+    bad, left_out = opening["bad"], {why: count for why, count in opening["left_out"].items() if count}
+    lines = [f"labels: {len(bad)} bad rows or files left out, the first: {bad[0]}"] if bad else []
+    if left_out:
+        counts = ", ".join(f"{count} ({why})" for why, count in left_out.items())
+        lines.append(f"labels: rows that the data set's rules leave out: {counts}")
+    return lines
 
 
 def _cell(metric: str, value: float | None) -> str:

@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from metro_edge.errors import UserError
-from training.checkpoint import Checkpoint, build_model, save_checkpoint
+from tests.own_sets_files import write_3dpw
+from tests.released_files import SMALL_BODY, standing_state
+from tests.smpl_files import metro_folder
+from training.__main__ import main
+from training.bodies import body_template
+from training.bodies.smpl import skinned_body
+from training.checkpoint import Checkpoint, build_model, load_any, load_checkpoint, save_checkpoint
 from training.config import FitConfig
 from training.start import start_partially, start_weights
 
@@ -110,3 +117,49 @@ def test_a_backbone_alone(values: dict[str, Any], source: Any) -> None:
 def test_mistakes_are_named(optim: dict[str, Any], message: str, values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=message):
         _config(values, **optim)
+
+
+@pytest.mark.slow
+def test_fine_tuning_a_released_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`fit` with optim.start_from: two steps on made 3DPW from a state dictionary as METRO's."""
+    folder, file = metro_folder(), tmp_path / "metro_3dpw_state_dict.bin"
+    template = body_template("smpl", folder)
+    torch.save(standing_state(SMALL_BODY, template), file)
+    for split in ("train", "validation"):
+        write_3dpw(tmp_path / "3dpw", skinned_body(folder), split)
+    sets = [str(tmp_path / "3dpw")]
+    values = {
+        "name": "tuned",
+        "body_path": str(folder),
+        "crop_rule": "metro_eval",
+        "model": SMALL_BODY.to_dict(),
+        "data": {
+            "train_sets": sets, "validation_sets": sets, "smpl": str(folder), "augmentation": "metro", "workers": 0,
+        },
+        "optim": {
+            "start_from": str(file), "epochs": 1, "batch_size": 2,
+            "lr": 1e-4, "warmup_steps": 0, "schedule": "constant",
+        },
+    }  # fmt: skip
+    (tmp_path / "tune.yaml").write_text(yaml.safe_dump(values))
+    released = load_any(file, template).model.state_dict()
+    config = FitConfig.from_yaml(tmp_path / "tune.yaml")
+    model = build_model(config)
+    assert start_weights(model, config) == f"started from {file}"
+    assert all(torch.equal(value, released[name]) for name, value in model.state_dict().items())
+
+    assert main(["fit", str(tmp_path / "tune.yaml"), "-o", str(tmp_path / "run"), "--max-steps", "2"]) == 0
+    tuned = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert tuned.config == config
+    moved = {name: float((value - released[name]).abs().max()) for name, value in tuned.model.state_dict().items()}
+    for name in ("backbone.model.conv1.weight", "encoders.0.input.weight", "encoders.1.output.weight",
+                 "camera_head.output.weight", "upsampling.1.weight"):  # fmt: skip
+        # AdamW moves a weight by at most about lr a step, whatever its gradient.
+        assert 1e-5 < moved[name] < 3e-4, (name, moved[name])
+    assert not any(moved[name] for name in moved if name.startswith("template_") or "running_" in name)
+
+    other = {**values, "model": {**values["model"], "camera_hidden": 9}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    capsys.readouterr()
+    assert main(["fit", str(tmp_path / "other.yaml"), "-o", str(tmp_path / "other")]) == 2
+    assert "another architecture, 'metro_body_resnet50', which differs in camera_hidden" in capsys.readouterr().err

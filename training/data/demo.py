@@ -23,11 +23,14 @@ from metro_edge.errors import UserError
 from metro_edge.files import replacing
 from metro_edge.raster import project
 from training.bodies.anny import load_anny_template
-from training.data.appearance import Light, sample_look
+from training.data.appearance import sample_look
 from training.data.backgrounds import make_background
 from training.data.camera import View, look_from
-from training.data.generator import GeneratedPeople, _box, _ground_shadow, draw_person, mesh_faces, pose_bodies
+from training.data.draw import box_of, draw_person
+from training.data.effects import ground_shadow
+from training.data.generator import GeneratedPeople, mesh_faces, pose_bodies
 from training.data.gestures import set_arm
+from training.data.light import Light
 from training.data.poser import Poser, toward
 from training.data.poses import stride
 from training.data.rig import Array, Rig, load_rig, part_of
@@ -119,10 +122,10 @@ def render_clip() -> tuple[list[NDArray[np.uint8]], Any, NDArray[np.float32]]:
     frames, boxes = [], []
     for body, view in zip(tqdm(vertices, desc="clip", leave=False), views, strict=True):
         picture = room.astype(np.float32)
-        _ground_shadow(np.random.default_rng(SEED + 12), picture, body, view)
+        ground_shadow(np.random.default_rng(SEED + 12), picture, body, view)
         draw_person(body, faces, look, light, view, SIZE_WH, np.random.default_rng(SEED)).over(picture)
         frames.append(np.clip(picture, 0, 255).astype(np.uint8))
-        boxes.append(_box(project(body, view.focal_px, view.centre_px), SIZE_WH))
+        boxes.append(box_of(project(body, view.focal_px, view.centre_px), SIZE_WH))
     return frames, vertices, np.stack(boxes)
 
 

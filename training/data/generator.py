@@ -16,17 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_edge.errors import UserError
-from metro_edge.raster import project, rasterise, vertex_normals
-from training.data.appearance import Look, sample_light, sample_look, shade, tables
-from training.data.backgrounds import sample_background, sample_texture
+from metro_edge.raster import project
+from training.data.appearance import sample_look, tables
+from training.data.backgrounds import sample_background
 from training.data.camera import View, sample_view
+from training.data.draw import Layer, box_of, draw_person, visible_vertices
+from training.data.effects import ground_shadow, occlude, photograph
+from training.data.light import Light, sample_light
 from training.data.poses import FAMILIES, sample_pose
 from training.data.rig import Rig, anny_model, euler, load_rig
 
 GENERATOR_VERSION = 1
 GROUP = 16
 PHENOTYPES = ("gender", "age", "muscle", "weight", "height", "proportions")
-VISIBLE_TOLERANCE_M = 0.015  # beyond what the clothes add
 
 Floats = NDArray[np.float32]
 Rng = Any  # numpy.random.Generator
@@ -177,7 +179,7 @@ class GeneratedPeople:
         light = sample_light(rng, view.up)
         picture = sample_background(rng, self.seed, size).astype(np.float32)
         if rng.random() < 0.5:
-            _ground_shadow(rng, picture, vertices, view)
+            ground_shadow(rng, picture, vertices, view)
         look = sample_look(rng, float(body.phenotype[0]), float(body.phenotype[1]))
         layer = draw_person(vertices, self.faces, look, light, view, size, rng)
         front = None
@@ -189,16 +191,16 @@ class GeneratedPeople:
             front.over(picture)
             front.cover(hidden)
         if rng.random() < 0.22:
-            _occlude(rng, self.seed, picture, hidden, layer)
+            occlude(rng, self.seed, picture, hidden, layer)
         pixels = project(vertices, view.focal_px, view.centre_px)
-        visible = _visible(vertices[:, 2], pixels, layer, hidden)
-        frame = _photograph(rng, picture)
+        visible = visible_vertices(vertices[:, 2], pixels, layer, hidden)
+        frame = photograph(rng, picture)
         return GeneratedSample(
-            frame, vertices, view.focal_px, view.centre_px, _box(pixels, size), visible, body.family, index
+            frame, vertices, view.focal_px, view.centre_px, box_of(pixels, size), visible, body.family, index
         )
 
     def _companion(
-        self, index: int, view: View, vertices: Floats, light: Any, layer: Layer, picture: Floats, rng: Rng
+        self, index: int, view: View, vertices: Floats, light: Light, layer: Layer, picture: Floats, rng: Rng
     ) -> Layer | None:
         """Draw another person behind into the picture, or return one to be laid in front."""
         other = self.body(index - index % GROUP + (index + 5) % GROUP)
@@ -221,196 +223,3 @@ class GeneratedPeople:
         mine = np.zeros_like(covered)
         layer.cover(mine)
         return drawn if float((covered * mine).sum()) < 0.4 * float(mine.sum()) else None
-
-
-@dataclass
-class Layer:
-    """A drawn person: colour (h, w, 3) 0..255 times alpha, alpha (h, w), depth (h, w) m, at (x, y) of the frame.
-
-    `facing` (V,) is true for vertices that look towards the camera; `thickness` (V,) m lies over them.
-    """
-
-    colour: Floats
-    alpha: Floats
-    depth: Floats
-    at: tuple[int, int]
-    facing: NDArray[np.bool_]
-    thickness: Floats
-
-    def _window(self, picture: NDArray) -> NDArray:
-        (x, y), (h, w) = self.at, self.alpha.shape
-        return picture[y : y + h, x : x + w]
-
-    def over(self, picture: Floats) -> None:
-        """Lay it over `picture`."""
-        window = self._window(picture)
-        window *= 1 - self.alpha[..., None]
-        window += self.colour
-
-    def cover(self, mask: Floats) -> None:
-        """Add its alpha to `mask`."""
-        window = self._window(mask)
-        np.maximum(window, self.alpha, out=window)
-
-
-def draw_person(
-    vertices: Floats,
-    faces: NDArray[np.int32],
-    look: Look,
-    light: Any,
-    view: View,
-    frame_wh: tuple[int, int],
-    rng: Rng,
-    fine: int = 2,
-) -> Layer:
-    """Draw one person in the camera frame, antialiased by `fine` x `fine` samples per pixel."""
-    normals = vertex_normals(vertices, faces)
-    colours = shade(vertices, normals, faces, look, light, rng)
-    surface = vertices + normals * look.thickness[:, None]
-    pixels = project(surface, view.focal_px, view.centre_px)
-    limit = np.array(frame_wh)
-    first = np.clip(np.floor(pixels.min(0)) - 2, 0, limit - 1).astype(int)
-    last = np.clip(np.ceil(pixels.max(0)) + 3, first + 1, limit).astype(int)
-    width, height = (int(v) for v in last - first)
-    centre = tuple(float(v) for v in fine * (np.array(view.centre_px) - first) + (fine - 1) / 2)
-    colour: Any
-    depth: Any
-    colour, depth = rasterise(
-        surface, faces, colours, view.focal_px * fine, (centre[0], centre[1]), (width * fine, height * fine)
-    )
-    mask: Any = (depth < 199).astype(np.float32)
-    farthest = np.float32(vertices[:, 2].max())
-    near: Any = np.where(mask > 0, depth, farthest)
-    if fine > 1:
-        colour = cv2.resize(colour, (width, height), interpolation=cv2.INTER_AREA)
-        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA)
-        depth = np.ascontiguousarray(depth[fine // 2 :: fine, fine // 2 :: fine])
-        near = np.ascontiguousarray(near[fine // 2 :: fine, fine // 2 :: fine])
-    # Creases and gaps between limbs get less of the ambient light: darken what lies behind its surroundings.
-    reach = max(3, int(0.07 * view.focal_px / max(float(np.median(vertices[:, 2])), 0.3) * 2) | 1)
-    around = cv2.blur(np.minimum(near, farthest), (reach, reach))
-    shadow = np.clip((near - around) * np.float32(rng.uniform(1.5, 5)), 0, 0.45)
-    colour *= ((1 - shadow) * 255)[..., None]
-    facing = (normals * vertices).sum(1) < 0.1 * vertices[:, 2]
-    return Layer(colour, mask, depth, (int(first[0]), int(first[1])), facing, look.thickness)
-
-
-def _visible(depths: Floats, pixels: Floats, layer: Layer, hidden: Floats) -> NDArray[np.bool_]:
-    """Return (V,) bool: inside the frame, towards the camera, nothing nearer drawn there, no occluder over it."""
-    height, width = hidden.shape
-    inside = ((pixels > -0.5) & (pixels < np.array([width, height]) - 0.5)).all(1)
-    xy = np.rint(np.clip(pixels, 0, np.array([width, height]) - 1)).astype(int)
-    local = xy - layer.at
-    h, w = layer.depth.shape
-    local = np.clip(local, 0, [w - 1, h - 1])
-    drawn = layer.depth[local[:, 1], local[:, 0]]
-    seen = layer.facing & (depths < drawn + layer.thickness + VISIBLE_TOLERANCE_M)
-    return inside & seen & (hidden[xy[:, 1], xy[:, 0]] < 0.5)
-
-
-def _box(pixels: Floats, size_wh: tuple[int, int]) -> Floats:
-    """Return the box x, y, width, height about pixel centres (P, 2), clipped to the frame."""
-    limit = np.array(size_wh) - 1
-    first, last = np.clip(pixels.min(0), 0, limit), np.clip(pixels.max(0), 0, limit)
-    return np.concatenate([first, last - first + 1]).astype(np.float32)
-
-
-def _ground_shadow(rng: Rng, picture: Floats, vertices: Floats, view: View) -> None:
-    """Darken the ground under the person: an ellipse on the plane of the lowest vertices, blurred."""
-    height = vertices @ view.up
-    foot = vertices.mean(0) - view.up * (float(np.mean(height)) - float(height.min()))
-    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    ring = (
-        np.cos(angles)[:, None] * view.turn[:, 0] * rng.uniform(0.2, 0.7)
-        + np.sin(angles)[:, None] * view.turn[:, 1] * rng.uniform(0.2, 0.7)
-        + view.turn[:, 0] * rng.normal(0, 0.25)
-    )
-    points = foot + ring
-    if points[:, 2].min() < 0.1:
-        return
-    outline = np.clip(project(points, view.focal_px, view.centre_px), -4000, 4000).astype(np.int32)
-    mask = np.zeros(picture.shape[:2], np.float32)
-    cv2.fillConvexPoly(mask, outline, float(rng.uniform(0.2, 0.7)))
-    mask[:] = cv2.blur(cv2.blur(mask, (13, 13)), (13, 13))
-    picture *= 1 - mask[..., None]
-
-
-def _occlude(rng: Rng, seed: int, picture: Floats, hidden: Floats, layer: Layer) -> None:
-    """Lay one or two things before the person, none of which may hide much of what is seen."""
-    height, width = hidden.shape
-    x, y = layer.at
-    h, w = layer.alpha.shape
-    for _ in range(int(rng.integers(1, 3))):
-        mask = np.zeros((height, width), np.float32)
-        centre = np.array([x, y]) + rng.uniform(0, 1, 2) * (w, h)
-        size = rng.uniform(0.08, 0.4) * max(w, h)
-        kind = rng.integers(0, 5)
-        skin = None
-        if kind == 0:
-            corners = centre + rng.normal(0, 0.6 * size, (int(rng.integers(3, 7)), 2))
-            cv2.fillPoly(mask, [corners.astype(np.int32)], 1.0, cv2.LINE_AA)
-        elif kind == 1:
-            axes = (max(2, int(size * rng.uniform(0.3, 0.8))), max(2, int(size * rng.uniform(0.3, 0.8))))
-            cv2.ellipse(mask, (int(centre[0]), int(centre[1])), axes, rng.uniform(0, 180), 0, 360, 1.0, -1, cv2.LINE_AA)
-        elif kind == 2:  # a table or a wall before the lower part
-            top = int(y + h * rng.uniform(0.5, 0.95))
-            slope = int(rng.normal(0, 0.04) * width)
-            corners = np.array([[-9, top - slope], [width + 9, top + slope], [width + 9, height], [-9, height]])
-            if rng.random() < 0.5:
-                corners[[0, 3], 0] = x + int(w * rng.uniform(-0.3, 0.5))
-            cv2.fillPoly(mask, [corners.astype(np.int32)], 1.0, cv2.LINE_AA)
-        elif kind == 3:  # a post
-            end = centre + np.array([rng.normal(0, 0.1), 1]) * height
-            start = 2 * centre - end
-            thick = max(2, int(size * rng.uniform(0.1, 0.5)))
-            cv2.line(mask, start.astype(int).tolist(), end.astype(int).tolist(), 1.0, thick, cv2.LINE_AA)
-        else:  # somebody's arm or leg
-            points = np.cumsum(np.vstack([centre, rng.normal(0, 0.7 * size, (2, 2))]), 0).astype(np.int32)
-            cv2.polylines(mask, [points], False, 1.0, max(3, int(size * 0.3)), cv2.LINE_AA)
-            skin = np.array([120, 150, 205], np.float32) * np.float32(rng.uniform(0.25, 1.1))
-        overlap = float((layer._window(mask) * layer.alpha).sum())
-        if overlap > 0.4 * float(layer.alpha.sum()):
-            continue
-        texture = sample_texture(rng, seed, (width, height)).astype(np.float32)
-        if skin is not None:
-            texture = skin * (0.8 + 0.4 * texture.mean(axis=2, keepdims=True) / 255)
-        picture += mask[..., None] * (texture - picture)
-        np.maximum(hidden, mask, out=hidden)
-
-
-def _photograph(rng: Rng, picture: Any) -> NDArray[np.uint8]:
-    """Exposure, white balance, blur, noise, loss of resolution and JPEG."""
-    height, width = picture.shape[:2]
-    if rng.random() < 0.15:  # a small or distant picture, enlarged
-        shrink = rng.uniform(0.35, 0.8)
-        small = cv2.resize(picture, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-        picture = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    if rng.random() < 0.3:
-        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 1.5))
-    elif rng.random() < 0.1:  # motion
-        length = int(rng.integers(3, 9))
-        kernel = np.zeros((length, length), np.float32)
-        angle = rng.uniform(0, np.pi)
-        end = (length - 1) / 2 * np.array([np.cos(angle), np.sin(angle)])
-        middle = np.array([(length - 1) / 2] * 2)
-        cv2.line(kernel, np.rint(middle - end).astype(int).tolist(), np.rint(middle + end).astype(int).tolist(), 1.0, 1)
-        picture = cv2.filter2D(picture, -1, kernel / kernel.sum())
-    if rng.random() < 0.6:
-        sigma = float(rng.gamma(1.5, 2.5))
-        noise = rng.standard_normal((height, width, 3 if rng.random() < 0.6 else 1), np.float32)
-        picture = picture + np.float32(sigma) * noise
-    frame: Any = np.clip(picture, 0, 255).astype(np.uint8)
-    levels = np.arange(256, dtype=np.float32)[:, None] / 255
-    gamma = np.exp(rng.normal(0, 0.15))
-    gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.05, 3))
-    contrast = np.exp(rng.normal(0, 0.12))
-    table = ((levels**gamma * gain - 0.5) * contrast + 0.5) * 255
-    frame = cv2.LUT(frame, np.clip(table, 0, 255).astype(np.uint8).reshape(256, 1, 3))
-    if rng.random() < 0.06:
-        frame = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    if rng.random() < 0.7:
-        quality = int(rng.integers(35, 96))
-        _, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        frame = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    photograph: NDArray[np.uint8] = frame
-    return photograph

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -237,7 +238,12 @@ class LabelledSet(Dataset[Item], ABC):
         augmentation: its kind, see training.data.augment.
         mirror: (V,) of the body's mesh, for flips; None where pictures bring their flipped mesh.
         skip_bad: step over a sample that raises BadSampleError to the next good one; `skipped` counts them.
+
+    Attributes:
+        left_out: why -> how many label rows the data set's own rules leave out, good as they are.
     """
+
+    left_out: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,
@@ -292,6 +298,11 @@ class LabelledSet(Dataset[Item], ABC):
         return make_item(
             picture, self.spec, change, lambda crop: kind.recolour(rng, crop), self.mirror, kind.labels_outside
         )
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """What was wrong with each label row or file that was left out when the set was opened with `skip_bad`."""
+        return ()
 
     @property
     def skipped(self) -> int:

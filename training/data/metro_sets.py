@@ -32,7 +32,7 @@ from metro_edge.joints import J24, JOINT_SETS
 from metro_edge.smpl.model import SkinnedBody
 from metro_edge.spec import ModelSpec
 from metro_edge.template import BodyTemplate
-from training.data.augment import flip_pose
+from training.data.augment import flip_pose, has_sides
 from training.data.labelled import (
     BadSampleError,
     Floats,
@@ -200,14 +200,15 @@ class MetroTsvSet(LabelledSet):
     ) -> None:
         self.rows = source if isinstance(source, TsvRows) else open_rows(source)
         self.template, self.body, self.meshes = template, body, meshes
-        for one in body.values() if isinstance(body, Mapping) else [body] if body else []:
+        bodies = list(body.values()) if isinstance(body, Mapping) else [body] if body else []
+        for one in bodies:
             if len(one.file.v_template) != spec.vertex_count:
                 raise UserError(
                     f"the {one.file.kind} file has {len(one.file.v_template)} vertices, the network's body "
                     f"{spec.body!r} has {spec.vertex_count}"
                 )
-        if meshes and body is None and options.get("train"):
-            options.setdefault("mirror", mesh_mirror(template))
+        if meshes and has_sides(spec.joints) and options.get("train"):
+            options.setdefault("mirror", mesh_mirror(template, bodies[0].file if bodies else None))
         super().__init__(len(self.rows), spec, **options)
 
     def name(self, index: int) -> str:

@@ -1,4 +1,4 @@
-"""The mirror image of the Anny mesh: which vertex lies where another one does, seen in a mirror."""
+"""The mirror image of a body's mesh: which vertex lies where another one does, seen in a mirror."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_edge.smpl.files import SmplFile
 from metro_edge.template import BodyTemplate
 from training.bodies.fit import nearest
 
 
-def mesh_mirror(template: BodyTemplate | None = None) -> NDArray[np.intp]:
+def mesh_mirror(template: BodyTemplate | None = None, model: SmplFile | None = None) -> NDArray[np.intp]:
     """Return (V,) indices: mirrored vertices are vertices[mirror] * (-1, 1, 1); `template` None means Anny.
 
-    An involution. Vertices that coincide with another (inside the mouth, a few of 13,718) may be taken for it.
+    The map that the SMPL file `model` of the template has, else each vertex's nearest in the mirrored rest pose, made
+    an involution: vertices that coincide with another (inside Anny's mouth, a few of 13,718) may be taken for it.
     """
+    if model is not None and model.mirror is not None:
+        return model.mirror.astype(np.intp)
     if template is not None:
         return _mirror_of(template)
     return _anny_mirror()

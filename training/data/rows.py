@@ -85,13 +85,18 @@ class AnnotatedSet(LabelledSet):
         self._unusable = unusable
 
     @property
+    def dropped(self) -> tuple[str, ...]:
+        """What was wrong with each label row or file that was left out when the set was opened with `skip_bad`."""
+        return tuple(self._unusable.messages)
+
+    @property
     def skipped(self) -> int:
         """How many label rows and files were left out, and samples stepped over so far."""
-        return len(self._unusable.messages) + super().skipped
+        return len(self.dropped) + super().skipped
 
     def skipped_reasons(self, limit: int = 3) -> list[str]:
         """Return what is wrong with the first `limit` of them, those found at the opening first."""
-        reasons = self._unusable.messages[:limit]
+        reasons = list(self.dropped[:limit])
         return reasons + super().skipped_reasons(limit - len(reasons))
 
 

@@ -107,7 +107,7 @@ class ThreeDPW(AnnotatedSet):
                 )
         self._box, self._factor, self._stride = box, factor, stride
         self._unusable = BadRows(skip_bad)
-        self.left_out = {"camera pose not valid": 0, "no joint in the picture": 0}
+        self.left_out: dict[str, int] = {"camera pose not valid": 0, "no joint in the picture": 0}
         self._sequences: list[Sequence] = []
         self._rows: list[_Row] = []
         files = self._files(split)

@@ -8,10 +8,12 @@ import pytest
 
 from metro_edge.errors import UserError
 from metro_edge.raster import project, rasterise
-from training.data.appearance import sample_light, sample_look
+from training.data.appearance import sample_look
 from training.data.backgrounds import KINDS, make_background, sample_background
 from training.data.camera import look_from
-from training.data.generator import GeneratedPeople, draw_person
+from training.data.draw import draw_person
+from training.data.generator import GeneratedPeople
+from training.data.light import sample_light
 from training.data.sheet import contact_sheet
 
 

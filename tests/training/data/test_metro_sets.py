@@ -98,6 +98,31 @@ def test_a_flip_exchanges_the_hands(smpl: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(flipped[right], plain[left] * (-1, 1, 1), atol=0.05)
 
 
+def test_stored_meshes_are_flipped_by_the_smpl_files_own_map(smpl: Any, tmp_path: Path) -> None:
+    """Of rows with a mesh instead of a pose; the file's map is exact where the nearest vertex may be another."""
+    template, spec, body = smpl
+    unit = 1e-4
+    mesh = np.rint((template.vertices - template.root("h36m14", template.vertices)) / unit).astype("<i2")
+    stored = {"vertices_int16": base64.b64encode(mesh.tobytes()).decode(), "vertices_unit_m": unit}
+    path = make_smpl_set(tmp_path, smpl, **stored)
+    data = MetroTsvSet(path, spec, template, body, train=True, augmentation="metro")
+    np.testing.assert_array_equal(data.mirror, body.file.mirror)
+    item = make_item(data.picture(1), spec, Change(1.0, flip=True), mirror=data.mirror)
+    np.testing.assert_allclose(item["vertices"], mesh[body.file.mirror] * (-unit, unit, unit), atol=1e-6)
+    flips = 0
+    for epoch in range(8):  # as training draws them: the same row, flipped or not
+        data.set_epoch(epoch)
+        assert data[1]["has_vertices"] == 1
+        flips += data.augmentation.change(np.random.default_rng([0, epoch, 1]), spec, 1.0).flip
+    assert 0 < flips < 8
+    # On the made body the nearest vertices are the same map: another one tells whose is used.
+    other = SkinnedBody(dataclasses.replace(body.file, mirror=np.arange(6890, dtype=np.int32)[::-1]))
+    np.testing.assert_array_equal(MetroTsvSet(path, spec, template, other, train=True).mirror, np.arange(6890)[::-1])
+    without = SkinnedBody(dataclasses.replace(body.file, mirror=None))
+    nearest = MetroTsvSet(path, spec, template, without, train=True).mirror
+    assert nearest is not None and (nearest[nearest] == np.arange(6890)).mean() > 0.9
+
+
 def test_gendered_bodies_are_chosen_by_row(smpl: Any, tmp_path: Path) -> None:
     template, spec, neutral = smpl
     bodies = {gender: SkinnedBody(read_smpl(find_smpl(metro_folder(), gender))) for gender in ("male", "female")}
