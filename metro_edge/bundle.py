@@ -28,27 +28,30 @@ The hashes find files that were damaged or mixed up. They do not prove who made 
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import shutil
+import stat
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from metro_edge.archives import ZIP_ERRORS, open_archive
 from metro_edge.errors import BundleError, UserError
-from metro_edge.files import json_bytes, reason, replacing, sha256_of, staging_folder
+from metro_edge.files import reason, replacing, sha256_of, staging_folder
+from metro_edge.onnx_guard import check_onnx
+from metro_edge.passport import ACCURACY_KEYS as ACCURACY_KEYS
+from metro_edge.passport import MENDING, SCHEMA_VERSION, parse_passport, passport_bytes
+from metro_edge.passport import PASSPORT_FILE as PASSPORT_FILE
 from metro_edge.spec import PRECISIONS, ModelSpec, check_precision
 from metro_edge.template import BodyTemplate
 
-SCHEMA_VERSION = 1
-SPEC_FILE, BODY_FILE, PASSPORT_FILE = "spec.json", "body.npz", "passport.json"
-ACCURACY_KEYS = ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm", "moved_mm")
-MENDING = "convert the checkpoint again or fetch the bundle again"
+SPEC_FILE, BODY_FILE = "spec.json", "body.npz"
 _MIB = 1 << 20
 # Files beyond these sizes are refused unread: a zip of a few kB can claim terabytes.
 _LIMITS = {SPEC_FILE: _MIB, PASSPORT_FILE: _MIB, BODY_FILE: 256 * _MIB}
@@ -114,13 +117,16 @@ class Bundle:
         return tuple(p for p in PRECISIONS if onnx_file(p) in self.passport["files"])
 
     def onnx_bytes(self, precision: str) -> bytes:
-        """Return the ONNX file of a precision, checked against its hash.
+        """Return the ONNX file of a precision, checked against its hash and by `metro_edge.onnx_guard`.
 
         Raises:
             UserError: unknown precision.
-            BundleError: the bundle lacks it, or the file is missing or altered.
+            BundleError: the bundle lacks it, or the file is missing, altered, or not self-contained ONNX.
         """
-        return _verified(self._store, self.passport, self._onnx_name(precision))
+        name = self._onnx_name(precision)
+        graph = _verified(self._store, self.passport, name)
+        check_onnx(graph, f"{name} in bundle {self.path}")
+        return graph
 
     def onnx_path(self, precision: str) -> Path:
         """Return the path of the ONNX file of a precision, checked against its hash; errors as `onnx_bytes`.
@@ -193,7 +199,7 @@ def write_bundle(
                 shutil.copyfile(source, folder / name)
             names = (SPEC_FILE, BODY_FILE, *sources)
             files = {name: _file_entry(folder / name) for name in names}
-            content = _passport_bytes({**passport, "schema_version": SCHEMA_VERSION, "files": files})
+            content = passport_bytes({**passport, "schema_version": SCHEMA_VERSION, "files": files})
             _parse_passport(content, str(target))
             (folder / PASSPORT_FILE).write_bytes(content)
             Bundle.load(folder)
@@ -245,61 +251,39 @@ def _file_entry(path: Path) -> dict[str, Any]:
     return {"sha256": sha256_of(data), "bytes": len(data)}
 
 
-def _passport_bytes(passport: dict[str, Any]) -> bytes:
-    try:
-        return json_bytes(passport)
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"the passport holds what JSON cannot: {error}") from None
-
-
 def _parse_passport(content: bytes, name: str) -> dict[str, Any]:
-    """Return passport.json as a dictionary; raises BundleError unless it is complete."""
-    try:
-        passport = json.loads(content)
-        version = passport.get("schema_version")
-    except (ValueError, AttributeError) as error:
-        raise BundleError(f"bundle {name}: {PASSPORT_FILE} is not a JSON object ({error}); {MENDING}") from None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"bundle {name} has schema version {version!r}, this metro-edge reads {SCHEMA_VERSION}: "
-            "convert the checkpoint again or install the metro-edge that made it"
-        )
-    try:
-        _check_passport(passport)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"bundle {name}: {PASSPORT_FILE} is not complete: {error}; {MENDING}") from None
-    return dict(passport)
-
-
-def _check_passport(passport: dict[str, Any]) -> None:
-    for key in ("files", "checkpoint", "licences", "versions"):
-        if not isinstance(passport.get(key), dict):
-            raise ValueError(f"{key!r} must be an object")
-    for key in ("name", "sha256"):
-        if not isinstance(passport["checkpoint"].get(key), str):
-            raise ValueError(f"checkpoint {key!r} must be text")
-    files = passport["files"]
-    known = {SPEC_FILE, BODY_FILE, *(onnx_file(p) for p in PRECISIONS)}
-    if not {SPEC_FILE, BODY_FILE} < files.keys() <= known:
-        raise ValueError(f"files must be {SPEC_FILE}, {BODY_FILE} and ONNX files, got {', '.join(sorted(files))}")
-    for name, entry in files.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
-            raise ValueError(f"{name} has no 'sha256'")
-    for precision, values in passport.get("accuracy", {}).get("precisions", {}).items():
-        for key in ACCURACY_KEYS:
-            if not math.isfinite(float(values.get(key, math.nan))):
-                raise ValueError(f"accuracy of {precision} lacks {key!r}")
+    needed = (SPEC_FILE, BODY_FILE)
+    return parse_passport(content, name, needed, (*needed, *(onnx_file(p) for p in PRECISIONS)))
 
 
 def _read_template(data: bytes) -> BodyTemplate:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with open_archive(io.BytesIO(data)) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-    except zipfile.BadZipFile as error:
+    except ZIP_ERRORS as error:
         raise UserError(f"{BODY_FILE} is not a readable body template: {error}") from None
     if size > _BODY_LIMIT:
         raise UserError(f"{BODY_FILE} unpacks to {size // _MIB} MiB, more than {_BODY_LIMIT // _MIB}")
+    _check_headers(data)
     return BodyTemplate.load(io.BytesIO(data))
+
+
+def _check_headers(data: bytes) -> None:
+    """Raise UserError when an array claims more than its entry holds: a header of a few bytes would allocate it all."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for entry in archive.infolist():
+                with archive.open(entry) as file:
+                    shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
+                    claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
+                if dtype.hasobject or min(shape, default=0) < 0 or claimed != held:
+                    what = f"{dtype} of shape {shape}, {claimed} bytes, where {held} are"
+                    raise UserError(f"{BODY_FILE}: {entry.filename} claims to be {what}")
+    except (KeyError, TypeError, OverflowError, *ZIP_ERRORS) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{BODY_FILE} is not a readable body template: {error}") from None
 
 
 def _verified(store: _Store, passport: dict[str, Any], name: str) -> bytes:
@@ -328,9 +312,9 @@ class _Store:
         if not path.exists():
             raise BundleError(f"no bundle at {path}: a folder or .zip with {PASSPORT_FILE} was expected")
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open_archive(path) as archive:
                 names = archive.namelist()
-        except (OSError, zipfile.BadZipFile) as error:
+        except ZIP_ERRORS as error:
             raise BundleError(f"bundle {path} is neither a folder nor a readable .zip: {error}") from None
         places = [n.removesuffix(PASSPORT_FILE) for n in names if n.rsplit("/", 1)[-1] == PASSPORT_FILE]
         places = [p for p in places if p.count("/") <= 1]
@@ -344,18 +328,20 @@ class _Store:
             data = self._read_zipped(name, limit) if self.zipped else self._read_file(name, limit)
         except (KeyError, FileNotFoundError):
             raise BundleError(f"{name} is missing in bundle {self.path}; {MENDING}") from None
-        except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        except ZIP_ERRORS as error:
             raise BundleError(f"{name} in bundle {self.path} cannot be read: {error}; {MENDING}") from None
         if len(data) > limit:
             raise BundleError(f"{name} in bundle {self.path} is larger than {limit // _MIB} MiB; {MENDING}")
         return data
 
     def _read_file(self, name: str, limit: int) -> bytes:
+        if not stat.S_ISREG(os.stat(self.path / name).st_mode):
+            raise OSError("it is not a regular file")  # a pipe would block for ever
         with open(self.path / name, "rb") as file:
             return file.read(limit + 1)
 
     def _read_zipped(self, name: str, limit: int) -> bytes:
-        with zipfile.ZipFile(self.path) as archive, archive.open(self.prefix + name) as file:
+        with open_archive(self.path) as archive, archive.open(self.prefix + name) as file:
             out = io.BytesIO()
             while (chunk := file.read(min(_MIB, limit + 1 - out.tell()))) and out.tell() <= limit:
                 out.write(chunk)

@@ -121,7 +121,12 @@ def write_pictures(estimator: MeshEstimator, assets: DemoAssets, folder: Path, p
 
 
 def evaluate(estimator: MeshEstimator, assets: DemoAssets, calls: int = LATENCY_CALLS) -> PrecisionResult:
-    """Compare the clip's meshes with the truth and time `calls` calls; raises UserError for another body."""
+    """Compare the clip's meshes with the truth and time `calls` calls.
+
+    Raises UserError for another body, or a network that gives joints alone.
+    """
+    if "vertices" not in estimator.bundle.spec.outputs:
+        raise UserError("the demonstration compares meshes; this bundle's network gives joints alone")
     bodies: list[Body] = []
     for frame_id in assets.frame_ids:
         bodies += estimator(assets.clip[frame_id], assets.boxes[frame_id])

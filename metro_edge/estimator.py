@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from metro_edge.backends import Outputs, Session, open_session
@@ -50,6 +50,7 @@ class MeshEstimator:
         threads: int | None = None,
         focal_px: float | None = None,
         crop_rule: str | None = None,
+        affinity: Sequence[int] | None = None,
     ) -> Self:
         """Open a bundle: a path, a loaded Bundle, or None for the shipped one.
 
@@ -61,6 +62,7 @@ class MeshEstimator:
             focal_px: focal length of the frames' camera in pixels; None assumes the frame's diagonal.
             crop_rule: cut pictures by this rule (metro_edge.spec.CROP_RULES) instead of the network's own, which
                 it learnt with; `metro_demo` shows networks that METRO released what their authors' demonstration does.
+            affinity: numbers of the CPU cores that the engine's threads run on, one for each; None for any.
 
         Raises:
             UserError: unknown precision, backend or crop rule, or a setting that is not usable.
@@ -69,7 +71,7 @@ class MeshEstimator:
         bundle = path if isinstance(path, Bundle) else Bundle.load(path)
         if crop_rule is not None:
             bundle = dataclasses.replace(bundle, spec=dataclasses.replace(bundle.spec, crop_rule=crop_rule))
-        session = open_session(bundle, precision, backend, threads=threads)
+        session = open_session(bundle, precision, backend, threads=threads, affinity=affinity)
         return cls(bundle, session, focal_px)
 
     def __call__(
@@ -99,8 +101,7 @@ class MeshEstimator:
             parts.append(self.session.infer(normalise(crops, spec)))
         if not parts:
             return []
-        outputs = Outputs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
-        return bodies_from_outputs(outputs, checked, intrinsics, spec, self.bundle.template)
+        return bodies_from_outputs(Outputs.joined(parts), checked, intrinsics, spec, self.bundle.template)
 
     def close(self) -> None:
         """Free the engine; doing it twice is fine."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -59,6 +60,30 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def power_mode(root: Path = Path("/")) -> str | None:
+    """Return the name of a Jetson's power mode, such as `MAXN` or `MODE_15W`; None on other machines.
+
+    nvpmodel keeps the mode's number in /var/lib/nvpmodel/status (`pmode:0002`) and the names in /etc/nvpmodel.conf
+    (`< POWER_MODEL ID=2 NAME=MODE_15W >`); both are read, since the program itself may need privileges.
+
+    Args:
+        root: where the file system begins.
+    """
+    try:
+        status = (root / "var/lib/nvpmodel/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    if (found := re.search(r"pmode:\s*(\d+)", status)) is None:
+        return None
+    number = int(found[1])
+    try:
+        names = (root / "etc/nvpmodel.conf").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        names = ""
+    named = re.search(rf"^\s*<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S+)", names, re.MULTILINE)
+    return named[1] if named else f"mode {number}"
 
 
 def _memory_gb() -> float | None:

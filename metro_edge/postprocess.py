@@ -17,6 +17,7 @@ from metro_edge.template import BodyTemplate
 
 MAX_PIXEL_ASPECT_ERROR = 0.02  # |fx / fy - 1|; a crop is scaled alike along both axes
 MIN_DEPTH_M = 0.01
+NO_FACES = np.zeros((0, 3), np.int32)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def bodies_from_outputs(
     """Return one Body per row of the network's outputs.
 
     Args:
-        outputs: camera (N, 3), joints (N, J, 3), vertices (N, V, 3).
+        outputs: of the network; without `vertices` the bodies have joints and no mesh.
         boxes: (N, 4) px, the ones that the images were cropped by.
         intrinsics: of the frame.
         spec, template: of the network.
@@ -87,7 +88,8 @@ def bodies_from_outputs(
     check_outputs(outputs)
     camera, joints, vertices = centre_on_root(outputs, spec, template)
     translation = translation_from_camera(camera, boxes, spec, intrinsics)
-    nearest = translation[:, 2] + vertices[..., 2].min(axis=1)
+    solid = vertices if vertices.shape[1] else joints
+    nearest = translation[:, 2] + solid[..., 2].min(axis=1)
     if (nearest < MIN_DEPTH_M).any():
         person = int(nearest.argmin())
         raise PredictionError(
@@ -104,7 +106,7 @@ def bodies_from_outputs(
             focal_px=intrinsics.focal_px,
             centre_px=intrinsics.centre_px,
             joint_set=spec.joint_set,
-            faces=template.faces,
+            faces=template.faces if vertices.shape[1] else NO_FACES,
         )
         for i in range(len(camera))
     ]
@@ -112,7 +114,7 @@ def bodies_from_outputs(
 
 def check_outputs(outputs: Outputs) -> None:
     """Raise PredictionError unless all values are finite and every scale s is positive."""
-    for name, values in zip(outputs._fields, outputs, strict=True):
+    for name, values in outputs.given.items():
         bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if bad.any():
             raise PredictionError(
@@ -132,10 +134,18 @@ def centre_on_root(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Move each body's root, regressed from its mesh, to the origin; the camera moves along.
 
-    Returns camera, joints and vertices, float64, with the same projection s (x + tx), s (y + ty) as before.
+    Returns camera, joints and vertices, float64, with the same projection s (x + tx), s (y + ty) as before. Of a
+    network that gives joints alone, the root is that of `mesh_joints`, and the vertices are (N, 0, 3).
     """
-    camera, joints, vertices = (np.asarray(values, np.float64) for values in outputs)
-    root = template.root(spec.joint_set, vertices)
+    camera, joints = (np.asarray(values, np.float64) for values in (outputs.camera, outputs.joints))
+    if outputs.vertices is not None:
+        vertices = np.asarray(outputs.vertices, np.float64)
+        root = template.root(spec.joint_set, vertices)
+    elif outputs.mesh_joints is not None:
+        vertices = np.zeros((len(camera), 0, 3))
+        root = spec.joints.root_of(np.asarray(outputs.mesh_joints, np.float64))
+    else:
+        raise PredictionError("the network gave neither vertices nor mesh_joints, which tell where the root is")
     camera = camera.copy()
     camera[:, 1:] += root[:, :2]
     return camera, joints - root[:, None], vertices - root[:, None]

@@ -8,6 +8,8 @@ each person, and STEM.json holds
 - `model`: {`name`, `precision`, `device`, `crop_rule`, `checkpoint_sha256`, `onnx_sha256`};
 - `people`: one object per person as Body.to_dict documents, and its `obj` and `glb` file names.
 
+A network that gives joints alone leaves no OBJ and GLB: the overlay shows skeletons, and both names are missing.
+
 With SMPL parameters there are STEM.smpl.npz, the same people in the same order as
 metro_edge.smpl.fit.SmplParameters.save documents, translations in the camera frame, and in STEM.json
 
@@ -79,10 +81,12 @@ def write_results(
     with staging_folder(folder) as staging:
         write_picture(staging / f"{stem}.overlay.png", side_by_side(frame, overlay) if beside else overlay)
         for number, body in enumerate(bodies):
-            obj, glb = (f"{stem}.person{number}.{kind}" for kind in ("obj", "glb"))
-            body.save_obj(staging / obj)
-            body.save_glb(staging / glb)
-            people.append({**body.to_dict(), "obj": obj, "glb": glb})
+            people.append(body.to_dict())
+            if body.has_mesh:
+                obj, glb = (f"{stem}.person{number}.{kind}" for kind in ("obj", "glb"))
+                body.save_obj(staging / obj)
+                body.save_glb(staging / glb)
+                people[-1] |= {"obj": obj, "glb": glb}
             if smpl is not None:
                 people[-1]["smpl"] = smpl.to_dict(number)
         document: dict[str, Any] = {

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from metro_edge.errors import UserError
 from metro_edge.joints import JointSet, joint_set
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no outputs
 PRECISIONS = ("fp32", "fp16", "int8")
 CROP_RULES = ("box_area", "box_bilinear", "metro_eval", "metro_demo")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 INPUT_NAME = "images"
-OUTPUT_NAMES = ("camera", "joints", "vertices")
+OUTPUT_NAMES = ("camera", "joints", "vertices")  # what a network gives unless other outputs are asked for
+KNOWN_OUTPUTS = ("camera", "joints", "mesh_joints", "coarse", "vertices", "joints_px")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """Sizes, normalisation, crop rule and names of a network, frozen beside its weights.
 
-    Tensors: `images` (N, 3, S, S) normalised RGB float32 -> `camera` (N, 3) as (s, tx, ty), `joints`
-    (N, J, 3) and `vertices` (N, V, 3), both metres in the camera frame (x right, y down, z away), near the
-    root joint.
+    Tensors: `images` (N, 3, S, S) normalised RGB float32 -> those of `outputs`, float32, metres in the camera frame
+    (x right, y down, z away) near the root joint unless said otherwise:
+
+    - `camera` (N, 3) as (s, tx, ty);
+    - `joints` (N, J, 3), the network's own;
+    - `mesh_joints` (N, J, 3), the same joints regressed from the full mesh;
+    - `coarse` (N, C, 3), the mesh's coarse level;
+    - `vertices` (N, V, 3), the full mesh;
+    - `joints_px` (N, J, 2), `mesh_joints` on the crop in px, counted from pixel centres:
+      (s (x + tx) + 1) S / 2 - 0.5, alike for y.
 
     Attributes:
         name: preset or checkpoint name.
@@ -39,6 +48,8 @@ class ModelSpec:
             `box_bilinear` takes four; `metro_eval` and `metro_demo` are what METRO's authors evaluate and demonstrate
             with, see metro_edge.crop_rules.
         box_scale: side of the square crop over the longer side of the person's box; `metro_demo` does without it.
+        outputs: names of KNOWN_OUTPUTS in the graph's order: `camera`, `joints`, and `vertices` or, for joints alone,
+            `mesh_joints`, either of which tells where the root is.
     """
 
     name: str
@@ -50,9 +61,11 @@ class ModelSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     crop_rule: str = "box_area"
     box_scale: float = 1.2
+    outputs: tuple[str, ...] = OUTPUT_NAMES
 
     def __post_init__(self) -> None:
         joint_set(self.joint_set)
+        self._check_outputs()
         if self.crop_rule not in CROP_RULES:
             raise UserError(f"unknown crop rule {self.crop_rule!r}; known: {', '.join(CROP_RULES)}")
         if self.image_size < 32 or self.vertex_count < 1:
@@ -62,6 +75,26 @@ class ModelSpec:
             )
         if not (self.box_scale > 0 and all(s > 0 for s in self.std)):
             raise UserError(f"spec {self.name!r}: box_scale {self.box_scale} and std {self.std} must be positive")
+        if not all(map(math.isfinite, (self.box_scale, *self.mean, *self.std))):
+            raise UserError(f"spec {self.name!r}: box_scale, mean {self.mean} and std {self.std} must be finite")
+        if type(self.image_size) is not int or type(self.vertex_count) is not int:
+            raise UserError(
+                f"spec {self.name!r}: image_size {self.image_size} and vertex_count {self.vertex_count} must be whole"
+            )
+        if not all(isinstance(text, str) for text in (self.name, self.body)):
+            raise UserError(f"spec: name {self.name!r} and body {self.body!r} must be text")
+
+    def _check_outputs(self) -> None:
+        if unknown := [name for name in self.outputs if name not in KNOWN_OUTPUTS]:
+            raise UserError(f"unknown output {', '.join(map(str, unknown))}; known: {', '.join(KNOWN_OUTPUTS)}")
+        if len(set(self.outputs)) < len(self.outputs):
+            raise UserError(f"outputs {', '.join(self.outputs)}: each goes in once")
+        if missing := [name for name in ("camera", "joints") if name not in self.outputs]:
+            raise UserError(f"outputs {', '.join(self.outputs)} lack {', '.join(missing)}")
+        if not {"vertices", "mesh_joints"} & set(self.outputs):
+            raise UserError(
+                f"outputs {', '.join(self.outputs)} need vertices or mesh_joints: bodies are centred on the mesh's root"
+            )
 
     @property
     def joints(self) -> JointSet:
@@ -78,10 +111,10 @@ class ModelSpec:
         try:
             values: dict[str, Any] = json.loads(text)
             version = values.pop("schema_version", None)
-        except (json.JSONDecodeError, AttributeError, TypeError) as error:
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise UserError(f"spec.json is not a JSON object: {error}") from None
-        if version != SCHEMA_VERSION:
-            raise UserError(f"spec.json has schema version {version!r}, this metro-edge reads {SCHEMA_VERSION}")
+        if version not in range(1, SCHEMA_VERSION + 1):
+            raise UserError(f"spec.json has schema version {version!r}, this metro-edge reads up to {SCHEMA_VERSION}")
         fields = {f.name for f in dataclasses.fields(cls)}
         required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
         if unknown := values.keys() - fields:
@@ -93,10 +126,12 @@ class ModelSpec:
                 if key in values:
                     red, green, blue = values[key]
                     values[key] = (float(red), float(green), float(blue))
+            if "outputs" in values:
+                values["outputs"] = tuple(values["outputs"])
             return cls(**values)
         except UserError:
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"spec.json has a value of the wrong kind: {error}") from None
 
 

@@ -136,7 +136,7 @@ class BodyTemplate:
             raise UserError(f"{name} is not a readable body template: {error}") from None
         try:
             return cls._from_arrays(data)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, TypeError) as error:
             raise UserError(f"{name} is not a complete body template: {error}") from None
 
     @classmethod
@@ -163,10 +163,24 @@ class BodyTemplate:
         template._check()
         return template
 
+    def _check_kinds(self) -> None:
+        """Raise ValueError for a number of another kind, or a weight that is not finite."""
+        matrices = [*self.upsampling, *self.regressors.values()]
+        for weights in (*(m.weights for m in matrices), *self.rest_joints.values()):
+            if weights.dtype.kind != "f" or not np.isfinite(weights).all():
+                raise ValueError(f"weights and rest joints must be finite floating-point numbers, got {weights.dtype}")
+        for indices in (self.faces, *self.level_vertices, *self.level_faces, *(m.indices for m in matrices)):
+            if indices.dtype.kind not in "iu":
+                raise ValueError(f"indices must be integers, got {indices.dtype}")
+        for triangles in (self.faces, *self.level_faces):
+            if triangles.ndim != 2 or triangles.shape[1] != 3:
+                raise ValueError(f"faces must be (F, 3), got {triangles.shape}")
+
     def _check(self) -> None:
         """Raise ValueError unless all indices and shapes agree with each other."""
+        self._check_kinds()
         count = len(self.vertices)
-        if self.vertices.shape != (count, 3) or not np.isfinite(self.vertices).all():
+        if self.vertices.shape != (count, 3) or self.vertices.dtype.kind != "f" or not np.isfinite(self.vertices).all():
             raise ValueError(f"vertices must be finite and (V, 3), got {self.vertices.shape}")
         if not self.level_sizes or self.level_sizes[-1] != count:
             raise ValueError(f"the last level must be the full mesh of {count} vertices, levels are {self.level_sizes}")

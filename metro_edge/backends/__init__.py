@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,22 +19,46 @@ if TYPE_CHECKING:
 
     from metro_edge.bundle import Bundle
 
-BACKENDS = ("onnxruntime",)
+BACKENDS = ("onnxruntime", "openvino")
 FloatArray = NDArray[np.float32]
 
 
 class Outputs(NamedTuple):
-    """What a network returns for N images, all float32.
+    """What a network returns for N images, all float32; None for what it does not give (`ModelSpec.outputs`).
 
     Attributes:
         camera: (N, 3) (s, tx, ty).
         joints: (N, J, 3) metres, camera frame.
-        vertices: (N, V, 3) metres, camera frame.
+        vertices: (N, V, 3) metres, camera frame: the full mesh.
+        mesh_joints: (N, J, 3) metres: the joints regressed from the full mesh.
+        coarse: (N, C, 3) metres: the mesh's coarse level.
+        joints_px: (N, J, 2) px of the crop: mesh_joints as the camera sees them.
     """
 
     camera: FloatArray
     joints: FloatArray
-    vertices: FloatArray
+    vertices: FloatArray | None = None
+    mesh_joints: FloatArray | None = None
+    coarse: FloatArray | None = None
+    joints_px: FloatArray | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """Return the outputs of several batches of one network, at least one, as one batch."""
+        columns = zip(*parts, strict=True)
+        return cls(*(None if values[0] is None else np.concatenate(values) for values in columns))  # type: ignore[arg-type]
+
+    @property
+    def given(self) -> dict[str, FloatArray]:
+        """The outputs that there are, by name."""
+        return {name: values for name, values in self._asdict().items() if values is not None}
+
+    @property
+    def mesh(self) -> FloatArray:
+        """The full mesh (N, V, 3); raises UserError of a network that gives joints alone."""
+        if self.vertices is None:
+            raise UserError("this network gives joints alone: the full mesh needs one with the output `vertices`")
+        return self.vertices
 
 
 class Session(ABC):
@@ -59,13 +85,16 @@ class Session(ABC):
         if images.dtype != np.float32 or images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise UserError(f"images must be (N, 3, {size}, {size}) float32, got {images.shape} {images.dtype}")
         count = len(images)
-        shapes = ((count, 3), (count, len(self.spec.joints), 3), (count, self.spec.vertex_count, 3))
+        shapes = output_shapes(self.spec, count)
         if not count:
-            return Outputs(*(np.zeros(shape, np.float32) for shape in shapes))
+            empty = {name: np.zeros([size or 0 for size in shape], np.float32) for name, shape in shapes.items()}
+            return Outputs(**empty)
         outputs = self._infer(images)
-        for name, values, shape in zip(Outputs._fields, outputs, shapes, strict=True):
-            if values.shape != shape:
-                raise PredictionError(f"the network's {name} are {values.shape}, its spec says {shape}")
+        for name, shape in shapes.items():
+            values = getattr(outputs, name)
+            found = () if values is None else values.shape
+            if len(found) != len(shape) or any(size not in (None, got) for got, size in zip(found, shape, strict=True)):
+                raise PredictionError(f"the network's {name} are {found or None}, its spec says {shape}")
         return outputs
 
     @abstractmethod
@@ -85,6 +114,20 @@ class Session(ABC):
         self.close()
 
 
+def output_shapes(spec: ModelSpec, count: int) -> dict[str, tuple[int | None, ...]]:
+    """Return output -> shape for `count` images, in the order of `spec.outputs`; None where the spec does not say."""
+    joints = len(spec.joints)
+    known: dict[str, tuple[int | None, ...]] = {
+        "camera": (count, 3),
+        "joints": (count, joints, 3),
+        "vertices": (count, spec.vertex_count, 3),
+        "mesh_joints": (count, joints, 3),
+        "coarse": (count, None, 3),
+        "joints_px": (count, joints, 2),
+    }
+    return {name: known[name] for name in spec.outputs}
+
+
 def open_session(bundle: Bundle, precision: str = "fp32", backend: str = "onnxruntime", **options: Any) -> Session:
     """Open a bundle's network on a backend.
 
@@ -92,15 +135,26 @@ def open_session(bundle: Bundle, precision: str = "fp32", backend: str = "onnxru
         bundle: a loaded bundle.
         precision: fp32, fp16 or int8.
         backend: one of BACKENDS.
-        options: of the backend's session class, such as `threads` for onnxruntime.
+        options: of the backend's session class, such as `threads` and `affinity`.
 
     Raises:
-        UserError: unknown precision or backend, or an option that is not usable.
+        UserError: unknown precision, backend or option, or an option that is not usable.
+        MissingExtraError: the backend's library is not installed.
         BundleError: the bundle lacks that precision, or its file is altered or not the spec's network.
     """
     check_precision(precision)
+    open_it: Callable[..., Session]
     if backend == "onnxruntime":
         from metro_edge.backends.onnxruntime import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(bundle, precision, **options)
-    raise UserError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+        open_it = OnnxRuntimeSession
+    elif backend == "openvino":
+        from metro_edge.backends.openvino import OpenVinoSession
+
+        open_it = OpenVinoSession
+    else:
+        raise UserError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    known = list(inspect.signature(open_it).parameters)[2:]
+    if unknown := options.keys() - set(known):
+        raise UserError(f"{backend} has no option {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+    return open_it(bundle, precision, **options)

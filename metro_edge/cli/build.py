@@ -1,13 +1,17 @@
-"""`metro-edge build`: a TensorRT plan from a bundle, on the device that will run it."""
+"""`metro-edge build`: a TensorRT plan from a bundle, on the device that will run it, or ahead of time."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metro_edge.spec import PRECISIONS
+
+if TYPE_CHECKING:
+    from metro_edge.plans import BuildOptions, PlanInfo
 
 
 def add_parser(subparsers: Any) -> None:
@@ -17,67 +21,140 @@ def add_parser(subparsers: Any) -> None:
         help="build a TensorRT plan from a bundle",
         description="Build a plan with TensorRT or TensorRT-RTX, whichever is installed. A plan of TensorRT "
         "runs on the GPU that it was built on, one of TensorRT-RTX on every GPU from compute capability 8.0 "
-        "on. Beside the plan, PLAN.json says what it was built from, with and for.",
-    )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of the bundle")
-    parser.add_argument(
-        "--precision",
-        metavar="P",
-        required=True,
-        help=f"which of the bundle's ONNX graphs: {', '.join(PRECISIONS)}",
+        "on. Without -o it goes into the cache and is built once (`metro-edge plans` lists them). Beside the plan, "
+        "PLAN.json says what it was built from, with and for, PLAN.layers.json what it is made of.",
     )
     parser.add_argument(
-        "-o",
-        "--output",
-        metavar="PLAN",
-        type=Path,
-        help="plan to write (default: BUNDLE.PRECISION.plan, here)",
+        "bundle", metavar="BUNDLE", type=Path, nargs="?", help="folder or .zip (default: the shipped bundle)"
     )
-    parser.add_argument("--max-batch", metavar="N", type=int, default=8, help="largest batch (default: 8)")
+    parser.add_argument("--precision", metavar="P", help=f"which of the bundle's graphs: {', '.join(PRECISIONS)}")
+    parser.add_argument("-o", "--output", metavar="PLAN", type=Path, help="plan to write (default: the cache)")
     parser.add_argument(
-        "--optimal-batch", metavar="N", type=int, default=1, help="batch to choose kernels for (default: 1)"
+        "--batch",
+        metavar="N or MIN,BEST,MAX",
+        action="append",
+        help="batches that the plan takes; may be given several times, for several profiles (default: 1,1,8)",
     )
     parser.add_argument("--workspace-mb", metavar="MB", type=int, help="limit of scratch memory while building")
+    parser.add_argument("--level", metavar="0-5", type=int, help="0 builds quickest, 5 runs fastest")
     parser.add_argument(
-        "--compute-capability",
-        metavar="X.Y",
-        nargs="+",
-        default=[],
-        help="GPUs to build for, such as 7.5 8.6 (TensorRT-RTX only; default: every one from 8.0 on)",
+        "--timing-cache", metavar="FILE", type=Path, help="keep measured kernel times here (TensorRT only)"
     )
+    parser.add_argument("--refit", action="store_true", help="weights can be replaced in the plan")
+    parser.add_argument("--strip-weights", action="store_true", help="leave the weights out of the plan")
+    parser.add_argument(
+        "--compatibility",
+        metavar="C",
+        default="none",
+        help="other GPUs that it must run on: none, same-capability or ampere+ (TensorRT only)",
+    )
+    parser.add_argument("--version-compatible", action="store_true", help="run with newer versions too (TensorRT only)")
+    _add_target_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_target_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--for",
+        dest="targets",
+        metavar="GPU,...",
+        action="append",
+        help="GPUs to build for, without one, such as sm86,sm89 or rtx-3060,rtx-4090 (TensorRT-RTX only)",
+    )
+    parser.add_argument("--device", metavar="D", help="the device that the plan is for, such as orin-nano")
+    parser.add_argument("--dla", metavar="N", type=int, help="use DLA core N, and the GPU for what it cannot do")
     parser.add_argument(
         "--library",
         metavar="L",
         default="auto",
         help="tensorrt or tensorrt_rtx (default: the first of the two that is installed)",
     )
-    parser.set_defaults(run=run)
+    parser.add_argument("--explain", action="store_true", help="build nothing; say what would be done for --device")
+    parser.add_argument("--json", action="store_true", help="print the answer of --explain as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build the plan and say what was written; returns the exit code."""
-    from metro_edge.backends.tensorrt import PlanInfo, build_plan
+    """Build the plan, or explain it, and say what was written; returns the exit code."""
     from metro_edge.bundle import Bundle
+    from metro_edge.devices import device
+    from metro_edge.errors import UserError
+    from metro_edge.plans import build_plan, plan_for
+    from metro_edge.plans.targets import for_device
 
-    onnx_path = Bundle.load(args.bundle).onnx_path(args.precision)
-    name = args.bundle.resolve().name
-    plan_path: Path = args.output or Path(f"{name}.{args.precision}.plan")
+    options = _options(args)
+    bundle = Bundle.load(args.bundle)
+    if args.explain:
+        return _explain(args, options)
+    if args.json:
+        raise UserError("--json belongs to --explain")
+    if args.precision is None:
+        raise UserError(f"--precision is missing: one of {', '.join(bundle.precisions)}")
+    if args.device is not None:
+        options = for_device(options, device(args.device), args.library)
     start_s = time.perf_counter()
-    info = build_plan(
-        onnx_path,
-        plan_path,
-        precision=args.precision,
-        max_batch=args.max_batch,
-        optimal_batch=args.optimal_batch,
+    if args.output is None:
+        plan = plan_for(bundle, args.precision, options, library=args.library)
+        _say(plan.path, plan.info, time.perf_counter() - start_s if plan.built else None)
+        return 0
+    onnx_path = bundle.onnx_path(args.precision)
+    info = build_plan(onnx_path, args.output, precision=args.precision, options=options, library=args.library)
+    _say(args.output, info, time.perf_counter() - start_s)
+    return 0
+
+
+def _options(args: argparse.Namespace) -> BuildOptions:
+    from metro_edge.plans.options import DEFAULT_PROFILES, BuildOptions, parse_profile
+    from metro_edge.plans.targets import capabilities_of
+
+    return BuildOptions(
+        profiles=tuple(map(parse_profile, args.batch)) if args.batch else DEFAULT_PROFILES,
         workspace_mb=args.workspace_mb,
-        compute_capabilities=args.compute_capability,
-        library=args.library,
+        level=args.level,
+        timing_cache=args.timing_cache,
+        refit=args.refit,
+        strip_weights=args.strip_weights,
+        compatibility=args.compatibility,
+        version_compatible=args.version_compatible,
+        capabilities=capabilities_of(args.targets) if args.targets else (),
+        dla=args.dla,
     )
+
+
+def _say(path: Path, info: PlanInfo, seconds: float | None) -> None:
+    from metro_edge.plans import PlanInfo
+
+    batches = " and ".join(
+        f"batch {p.largest}" if p.smallest == p.largest else f"batch {p.smallest} to {p.largest}" for p in info.profiles
+    )
+    took = "from the cache" if seconds is None else f"{seconds:.0f} s"
     print(
-        f"{plan_path}: {info.precision}, batch 1 to {info.max_batch}, {info.plan_bytes / 1e6:.1f} MB, "
-        f"{info.library} {info.library_version}, {time.perf_counter() - start_s:.0f} s"
+        f"{path}: {info.precision}, {batches}, {info.plan_bytes / 1e6:.1f} MB, "
+        f"{info.library} {info.library_version}, {took}"
     )
     runs_on = ", ".join(info.compute_capabilities) or "unknown"
     gpu = f" ({info.gpu})" if info.gpu else ""
-    print(f"runs on compute capability {runs_on}{gpu}; described in {PlanInfo.path_of(plan_path)}")
+    print(f"runs on compute capability {runs_on}{gpu}; described in {PlanInfo.path_of(path)}")
+
+
+def _explain(args: argparse.Namespace, options: BuildOptions) -> int:
+    from dataclasses import asdict
+
+    from metro_edge.bundle import Bundle
+    from metro_edge.devices import DEVICES, device
+    from metro_edge.errors import UserError
+    from metro_edge.plans.explain import explain, text_of
+    from metro_edge.spec import check_precision
+
+    if args.device is None:
+        raise UserError(f"--explain needs --device, one of {', '.join(DEVICES)}")
+    if options.capabilities:
+        raise UserError("name the GPU by --device or by --for, not both")
+    precisions = PRECISIONS if args.precision is None else (check_precision(args.precision),)
+    target, bundle = device(args.device), Bundle.load(args.bundle)
+    builds = explain(target, bundle, precisions, options)
+    if args.json:
+        described = {**vars(target), "peaks": dict(target.peaks), "tensorrt": dict(target.tensorrt)}
+        print(json.dumps({"device": described, "builds": [asdict(build) for build in builds]}, indent=2))
+    else:
+        print(text_of(target, bundle, builds))
     return 0

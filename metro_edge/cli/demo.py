@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     folder = output_folder(args.output)
     results: list[PrecisionResult] = []
     for precision in tqdm(bundle.precisions, desc="precisions", leave=False):
-        with MeshEstimator.from_bundle(bundle, precision, threads=args.threads) as estimator:
+        with MeshEstimator.from_bundle(
+            bundle, precision, args.backend, threads=args.threads, affinity=args.affinity
+        ) as estimator:
             if not results:
                 frames = partial(tqdm, desc="clip", unit="frame", leave=False)
                 for path in write_pictures(estimator, assets, folder, frames):

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from metro_edge.errors import UserError
 
 if TYPE_CHECKING:
+    from metro_edge.body import Body
     from metro_edge.bundle import Bundle
-    from metro_edge.smpl.fit import SmplFitter
+    from metro_edge.estimator import MeshEstimator
+    from metro_edge.smpl.fit import SmplFitter, SmplParameters
 from metro_edge.spec import CROP_RULES
 
 
@@ -52,9 +54,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add --bundle and --threads, which every command that runs a network has."""
+    """Add --bundle, --backend, --threads and --affinity, which every command that runs a network has."""
     parser.add_argument("--bundle", metavar="B", type=Path, help="folder or .zip (default: the shipped bundle)")
+    parser.add_argument(
+        "--backend", metavar="E", default="onnxruntime", help="onnxruntime or openvino (default: onnxruntime)"
+    )
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the engine's choice)")
+    parser.add_argument(
+        "--affinity", metavar="C,C", type=parse_cores, help="CPU cores of the threads, such as 0,2 (default: any)"
+    )
 
 
 def add_smpl_options(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +80,25 @@ def add_smpl_options(parser: argparse.ArgumentParser) -> None:
         choices=("neutral", "male", "female"),
         help="which SMPL of a folder: neutral (default, what METRO predicts), male or female",
     )
+    group.add_argument(
+        "--smpl-shape-weight",
+        metavar="MM2",
+        type=float,
+        help="what a beta of one costs, in mm^2 of mean squared distance (default: 0.1): more keeps to the mean shape",
+    )
+    group.add_argument(
+        "--smpl-same-person",
+        action="store_true",
+        help="all pictures show one person, whose shape is fitted to all of them together",
+    )
+
+
+def parse_cores(text: str) -> tuple[int, ...]:
+    """Return the core numbers of `0,2`; raises argparse.ArgumentTypeError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of core numbers such as 0,2") from None
 
 
 def parse_box(text: str) -> tuple[float, float, float, float]:
@@ -91,30 +118,45 @@ def run(args: argparse.Namespace) -> int:
     from metro_edge.files import output_folder
     from metro_edge.preprocess import check_boxes, read_picture
     from metro_edge.results import model_description, write_results
+    from metro_edge.smpl.fit import SHAPE_WEIGHT_MM2
 
     if args.boxes and len(args.pictures) > 1:
         raise UserError(f"--box goes with one picture, got {len(args.pictures)}: run them one by one")
     if args.smpl_parameters and args.smpl is None:
         raise UserError("--smpl-parameters needs --smpl PATH, your SMPL or MANO file or a folder with them")
-    if not args.smpl_parameters and (args.smpl is not None or args.smpl_gender is not None):
-        raise UserError("--smpl and --smpl-gender go with --smpl-parameters")
+    options = ("smpl", "smpl_gender", "smpl_shape_weight", "smpl_same_person")
+    if not args.smpl_parameters and (given := [name for name in options if getattr(args, name)]):
+        raise UserError(f"--{given[0].replace('_', '-')} goes with --smpl-parameters")
+    if args.smpl_same_person and len(args.boxes or ()) > 1:
+        raise UserError(f"--smpl-same-person takes one person a picture, got {len(args.boxes)} boxes")
     # All pictures are tried before the first result is written.
     for picture in args.pictures:
         frame = read_picture(picture)
         if args.boxes:
             check_boxes(args.boxes, frame.shape[:2])
     with MeshEstimator.from_bundle(
-        args.bundle, args.precision, threads=args.threads, focal_px=args.focal_px, crop_rule=args.crop_rule
+        args.bundle,
+        args.precision,
+        args.backend,
+        threads=args.threads,
+        focal_px=args.focal_px,
+        crop_rule=args.crop_rule,
+        affinity=args.affinity,
     ) as estimator:
         fitter = smpl_fitter(estimator.bundle, args)
         folder = output_folder(args.output)
         model = model_description(estimator)
         stems = unique_stems(args.pictures)
         todo = list(zip(args.pictures, stems, strict=True))
-        for picture, stem in tqdm(todo, unit="picture", leave=False, disable=len(todo) < 2):
+        weight = SHAPE_WEIGHT_MM2 if args.smpl_shape_weight is None else args.smpl_shape_weight
+        together = fitted_together(estimator, fitter, args, weight) if fitter and args.smpl_same_person else None
+        for number, (picture, stem) in enumerate(tqdm(todo, unit="picture", leave=False, disable=len(todo) < 2)):
             frame = read_picture(picture)
-            bodies = estimator(frame, args.boxes)
-            smpl = None if fitter is None else fitter.fit_bodies(bodies)
+            if together is None:
+                bodies = estimator(frame, args.boxes)
+                smpl = None if fitter is None else fitter.fit_bodies(bodies, weight)
+            else:
+                bodies, smpl = together[number]
             paths = write_results(folder, stem, picture.name, frame, bodies, model, args.side_by_side, smpl)
             people = "1 person" if len(bodies) == 1 else f"{len(bodies)} people"
             tqdm.write(f"{picture}: {people} -> {', '.join(str(path) for path in paths)}")
@@ -131,6 +173,17 @@ def smpl_fitter(bundle: Bundle, args: argparse.Namespace) -> SmplFitter | None:
     from metro_edge.smpl.fit import SmplFitter
 
     return SmplFitter.for_bundle(bundle, args.smpl, args.smpl_gender or "neutral")
+
+
+def fitted_together(
+    estimator: MeshEstimator, fitter: SmplFitter, args: argparse.Namespace, shape_weight_mm2: float
+) -> list[tuple[list[Body], SmplParameters]]:
+    """Return per picture its one body and its parameters, with one shape for all; keeps no picture in memory."""
+    from metro_edge.preprocess import read_picture
+
+    bodies = [body for picture in args.pictures for body in estimator(read_picture(picture), args.boxes)]
+    fitted = fitter.fit_bodies(bodies, shape_weight_mm2, share_betas=True)
+    return [([body], fitted.only(i)) for i, body in enumerate(bodies)]
 
 
 def unique_stems(paths: Sequence[Path]) -> list[str]:

@@ -10,6 +10,7 @@ smplfitter (Sárándi and Pons-Moll, "Neural Localizer Fields", NeurIPS 2024; MI
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -69,6 +70,11 @@ class SmplParameters:
     def __len__(self) -> int:
         return len(self.pose)
 
+    def only(self, index: int) -> SmplParameters:
+        """Return the parameters of body `index` alone, with N = 1."""
+        rows = {name: getattr(self, name)[index][None] for name in ("pose", "betas", "translation", "error_mm")}
+        return dataclasses.replace(self, **rows)
+
     def to_dict(self, index: int) -> dict[str, Any]:
         """Return body `index` as JSON values: `pose`, `betas`, `translation_m`, `error_mm`."""
         values = {"pose": (self.pose, 6), "betas": (self.betas, 6), "translation_m": (self.translation, 6)}
@@ -111,7 +117,8 @@ class SmplFitter:
             gender: which SMPL of a folder: neutral (which METRO predicts), male or female.
 
         Raises:
-            UserError: a bundle of another body, a file that is missing or unreadable, or a model of another mesh.
+            UserError: a bundle of another body or without meshes, a file that is missing or unreadable, or a model of
+                another mesh.
             MissingExtraError: smplfitter is not installed.
         """
         template, name = bundle.template, bundle.spec.body
@@ -122,6 +129,11 @@ class SmplFitter:
                 "has no SMPL or MANO parameters: use a bundle whose network was trained on SMPL (6890 vertices) or "
                 "MANO (778), such as a converted release of METRO, or run without --smpl-parameters and take the mesh "
                 "from the OBJ and GLB files"
+            )
+        if "vertices" not in bundle.spec.outputs:
+            raise UserError(
+                f"bundle {bundle.spec.name!r} gives joints alone ({', '.join(bundle.spec.outputs)}): SMPL and MANO "
+                "parameters are fitted to meshes, so convert the network with its vertices"
             )
         place = Path(path)
         file = read_smpl(find_smpl(place, gender, kinds[0]) if place.is_dir() else place)
@@ -191,7 +203,7 @@ class SmplFitter:
         if not bodies:
             return result
         placed = result.translation + np.stack([body.translation for body in bodies])
-        return SmplParameters(**{**vars(result), "translation": placed.astype(np.float32)})
+        return dataclasses.replace(result, translation=placed.astype(np.float32))
 
     def _checked(self, vertices: ArrayLike) -> NDArray[np.float64]:
         try:

@@ -35,6 +35,8 @@ def draw_bodies(
 ) -> Frame:
     """Return a copy of `frame` with the shaded meshes of all bodies over it, nearest surface in front.
 
+    Bodies without a mesh are drawn as skeletons.
+
     Args:
         frame: (H, W, 3) uint8 BGR.
         bodies: found in this frame; they share one depth buffer.
@@ -48,8 +50,8 @@ def draw_bodies(
     canvas = check_frame(frame).copy()
     if not 0 <= opacity <= 1 or supersample < 1:
         raise UserError(f"opacity must be 0 to 1 and supersample at least 1, got {opacity} and {supersample}")
-    _draw_meshes(canvas, bodies, opacity, supersample)
-    return draw_skeletons(canvas, bodies) if skeleton else canvas
+    _draw_meshes(canvas, [body for body in bodies if body.has_mesh], opacity, supersample)
+    return draw_skeletons(canvas, [body for body in bodies if skeleton or not body.has_mesh])
 
 
 def draw_skeletons(frame: Frame, bodies: Sequence[Body]) -> Frame:

@@ -93,8 +93,12 @@ def made_network(
     size: int = SIZE,
     dynamic: bool = True,
     vertex_count: int | None = None,
+    joints_only: bool = False,
 ) -> onnx.ModelProto:
-    """Mean colour of the image -> linear layer -> camera, joints, vertices; the body sways with the colour."""
+    """Mean colour of the image -> linear layer -> camera, joints, vertices; the body sways with the colour.
+
+    With `joints_only` the third output is the same mesh's joints.
+    """
     vertices = np.asarray(template.vertices, np.float64)[:vertex_count]
     joints = np.asarray(template.joints("h36m14", template.vertices), np.float64)
     rest = np.concatenate([camera, joints.ravel(), vertices.ravel()])
@@ -104,6 +108,12 @@ def made_network(
     rng = np.random.default_rng(5)
     weights = 0.02 * rng.standard_normal((3, len(rest)))
     weights[:, 0] = 0.05
+    if joints_only:
+        outputs, head = ("camera", "joints", "mesh_joints"), 3 + joints.size
+        sway = template.joints("h36m14", weights[:, head:].reshape(3, -1, 3)).reshape(3, -1)
+        weights = np.concatenate([weights[:, :head], sway], axis=1)
+        vertices = joints
+        rest = np.concatenate([rest[:head], joints.ravel()])
     constants = {
         "weights": weights.astype(dtype),
         "rest": rest.astype(dtype),

@@ -47,3 +47,33 @@ def test_systems_without_the_linux_calls(monkeypatch):
     monkeypatch.delattr(machine.os, "sysconf", raising=False)
     values = machine.describe_machine()
     assert values["cores"] >= 1 and values["memory_gb"] is None
+
+
+JETSON_CONF = """\
+###########################
+# < POWER_MODEL ID=2 NAME=IN_A_COMMENT >
+< POWER_MODEL ID=0 NAME=MAXN >
+CPU_ONLINE CORE_0 1
+< POWER_MODEL ID=1 NAME=MODE_10W >
+< POWER_MODEL ID=2 NAME=MODE_15W >
+< PM_CONFIG DEFAULT=2 >
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "conf", "expected"),
+    [
+        ("pmode:0002 fmode:quiet\n", JETSON_CONF, "MODE_15W"),
+        ("pmode:0000", JETSON_CONF, "MAXN"),
+        ("pmode:0007", JETSON_CONF, "mode 7"),
+        ("pmode:0001", None, "mode 1"),
+        ("fmode:quiet", JETSON_CONF, None),
+        (None, JETSON_CONF, None),
+    ],
+)
+def test_power_mode_of_a_jetson(tmp_path, status, conf, expected):
+    for name, text in (("var/lib/nvpmodel/status", status), ("etc/nvpmodel.conf", conf)):
+        if text is not None:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+    assert machine.power_mode(tmp_path) == expected

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -23,7 +24,13 @@ def test_round_trip(spec):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "schema version 2, this metro-edge reads 1"),
+        ({"schema_version": 3}, "schema version 3, this metro-edge reads up to 2"),
+        ({"schema_version": "2"}, "schema version '2'"),
+        ({"outputs": ["camera", "joints", "verts"]}, "unknown output verts; known: camera, joints, mesh_joints"),
+        ({"outputs": ["camera", "joints", "joints", "vertices"]}, "each goes in once"),
+        ({"outputs": ["camera", "vertices"]}, "lack joints"),
+        ({"outputs": ["camera", "joints", "joints_px"]}, "need vertices or mesh_joints"),
+        ({"outputs": 3}, "wrong kind"),
         ({"schema_version": "absent"}, "schema version None"),
         ({"colour": 1}, "unknown fields: colour"),
         ({"body": "absent", "name": "absent"}, "lacks: body, name"),
@@ -36,6 +43,12 @@ def test_round_trip(spec):
         ({"std": [1, 1]}, "wrong kind"),
         ({"mean": 0.5}, "wrong kind"),
         ({"image_size": "large"}, "wrong kind"),
+        ({"image_size": 64.5}, "image_size 64.5 and vertex_count .* must be whole"),
+        ({"vertex_count": True}, "must be whole"),
+        ({"mean": [0.5, float("nan"), 0.5]}, "must be finite"),
+        ({"box_scale": float("inf")}, "must be finite"),
+        ({"box_scale": 10**400}, "wrong kind"),
+        ({"name": 3}, "must be text"),
     ],
 )
 def test_bad_specs(spec, changes, message):
@@ -47,6 +60,16 @@ def test_bad_specs(spec, changes, message):
 def test_no_object(text):
     with pytest.raises(UserError, match="not a JSON object"):
         ModelSpec.from_json(text)
+
+
+def test_files_of_version_1_have_the_three_outputs(spec):
+    text = changed(spec, schema_version=1, outputs="absent")
+    assert ModelSpec.from_json(text) == spec and spec.outputs == ("camera", "joints", "vertices")
+
+
+def test_outputs_come_back_in_their_order(spec):
+    joints_only = dataclasses.replace(spec, outputs=("joints", "camera", "joints_px", "mesh_joints"))
+    assert ModelSpec.from_json(joints_only.to_json()) == joints_only
 
 
 def test_precisions():

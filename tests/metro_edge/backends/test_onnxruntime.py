@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import os
+import time
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
+from metro_edge.backends import onnxruntime as onnxruntime_backend
 from metro_edge.backends import open_session
+from metro_edge.backends.cpu_twin import FLOAT_REWRITINGS, cpu_twin, rewrite
 from metro_edge.backends.onnxruntime import OnnxRuntimeSession
+from metro_edge.bundle import Bundle
 from metro_edge.errors import BundleError, PredictionError, UserError
 
 
@@ -23,9 +29,12 @@ def test_shapes_types_and_closeness_in_every_precision(shared_bundle, precision,
     images = some_images(spec, count)
     with open_session(shared_bundle, precision) as session, open_session(shared_bundle, "fp32") as exact:
         outputs, expected = session.infer(images), exact.infer(images)
-    assert [v.shape for v in outputs] == [(count, 3), (count, 14, 3), (count, spec.vertex_count, 3)]
-    assert all(v.dtype == np.float32 for v in outputs)
-    for name, values, reference in zip(outputs._fields, outputs, expected, strict=True):
+    found = outputs.given
+    shapes = {"camera": (count, 3), "joints": (count, 14, 3), "vertices": (count, spec.vertex_count, 3)}
+    assert {name: values.shape for name, values in found.items()} == shapes
+    assert all(values.dtype == np.float32 for values in found.values())
+    for name, values in found.items():
+        reference = getattr(expected, name)
         np.testing.assert_allclose(values, reference, atol=2e-3, err_msg=name)
     assert session.precision == precision
     assert session.device == f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider"
@@ -48,9 +57,9 @@ def test_images_do_not_depend_on_their_batch_and_runs_are_equal(shared_bundle):
         together = session.infer(images)
         again = session.infer(images)
         for i in range(4):
-            for one, many in zip(session.infer(images[i : i + 1]), together, strict=True):
+            for one, many in zip(session.infer(images[i : i + 1]).given.values(), together.given.values(), strict=True):
                 np.testing.assert_allclose(one[0], many[i], atol=1e-6)
-    for first, second in zip(together, again, strict=True):
+    for first, second in zip(together.given.values(), again.given.values(), strict=True):
         np.testing.assert_array_equal(first, second)
 
 
@@ -59,7 +68,7 @@ def test_half_precision_borders_are_converted(bundle_of, network, shared_bundle)
     images = some_images(bundle.spec, 2)
     with open_session(bundle) as session, open_session(shared_bundle) as exact:
         outputs, expected = session.infer(images), exact.infer(images)
-    for values, reference in zip(outputs, expected, strict=True):
+    for values, reference in zip(outputs.given.values(), expected.given.values(), strict=True):
         assert values.dtype == np.float32
         np.testing.assert_allclose(values, reference, atol=5e-3)
 
@@ -73,12 +82,14 @@ def test_zipped_bundles_run(tmp_path, shared_bundle, template, spec, onnx_files,
 
 
 def test_bad_options(shared_bundle):
-    with pytest.raises(UserError, match="unknown backend 'abacus'; known: onnxruntime"):
+    with pytest.raises(UserError, match="unknown backend 'abacus'; known: onnxruntime, openvino"):
         open_session(shared_bundle, "fp32", "abacus")
     with pytest.raises(UserError, match="unknown precision 'fp8'"):
         open_session(shared_bundle, "fp8")
     with pytest.raises(UserError, match="threads must be at least 1"):
         open_session(shared_bundle, threads=0)
+    with pytest.raises(UserError, match="has no option colour; it has threads, affinity, provider"):
+        open_session(shared_bundle, colour="red")
     with pytest.raises(UserError, match="no provider 'TpuExecutionProvider'; it has"):
         OnnxRuntimeSession(shared_bundle, provider="TpuExecutionProvider")
 
@@ -91,7 +102,7 @@ def test_a_provider_that_does_not_start_is_an_error_not_a_fallback(shared_bundle
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
-        lambda graph, options, providers: real(graph, options, providers=["CPUExecutionProvider"]),
+        lambda graph, options, providers, **more: real(graph, options, providers=["CPUExecutionProvider"], **more),
     )
     with pytest.raises(UserError, match="SlowExecutionProvider did not start"):
         OnnxRuntimeSession(shared_bundle, provider="SlowExecutionProvider")
@@ -138,10 +149,56 @@ def test_inputs_of_another_type(bundle_of, network):
         open_session(bundle_of(model))
 
 
-def test_a_file_that_is_no_network(tmp_path, spec, template, passport):
-    from metro_edge.bundle import write_bundle
+def test_a_graph_that_it_cannot_load(bundle_of, network):
+    model = network()
+    model.graph.node[0].op_type = "NoSuchOperator"
+    with pytest.raises(BundleError, match="cannot load the fp32 network.*NoSuchOperator"):
+        open_session(bundle_of(model))
 
-    (tmp_path / "no.onnx").write_bytes(b"not a protobuf message")
-    bundle = write_bundle(tmp_path / "b", spec, template, {"fp32": tmp_path / "no.onnx"}, passport)
-    with pytest.raises(BundleError, match="cannot load the fp32 network"):
-        open_session(bundle)
+
+def test_the_threads_are_on_their_cores(shared_bundle):
+    """One worker per core besides the caller's; the caller is on its core during the call and free behind it."""
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    before = set(os.listdir("/proc/self/task"))
+    with open_session(shared_bundle, affinity=cores[::-1]) as session:
+        workers = [task for task in os.listdir("/proc/self/task") if task not in before]
+        session.infer(some_images(shared_bundle.spec, 1))
+        for _ in range(100):  # a worker moves to its core as the first thing it does, whenever that is
+            places = [os.sched_getaffinity(int(task)) for task in workers]
+            if places == [{cores[0]}]:
+                break
+            time.sleep(0.05)
+        assert places == [{cores[0]}]
+    assert os.sched_getaffinity(0) >= set(cores)
+
+
+def test_products_that_saturate_are_made_exact(shared_bundle, monkeypatch):
+    """On a CPU without VNNI the option that sums in 32 bits is set, for int8 alone; and it gives the same network."""
+    images = some_images(shared_bundle.spec, 2)
+    with open_session(shared_bundle, "int8") as session:
+        expected = session.infer(images)
+    set_options = []
+    monkeypatch.setattr(onnxruntime_backend, "products_saturate", lambda: True)
+    real = onnxruntime.SessionOptions.add_session_config_entry
+    monkeypatch.setattr(
+        onnxruntime.SessionOptions,
+        "add_session_config_entry",
+        lambda self, key, value: (set_options.append((key, value)), real(self, key, value)),
+    )
+    open_session(shared_bundle, "fp32").close()
+    assert not set_options
+    with open_session(shared_bundle, "int8") as session:
+        found = session.infer(images)
+    assert set_options == [("session.x64quantprecision", "1")]
+    np.testing.assert_allclose(found.vertices, expected.vertices, atol=1e-6)
+
+
+def test_the_mesh_step_of_the_shipped_network_is_rewritten():
+    bundle = Bundle.load(None)
+    for precision, rewritten in (("fp32", rewrite(bundle.onnx_bytes("fp32"), FLOAT_REWRITINGS)),
+                                 ("int8", cpu_twin(bundle.onnx_bytes("int8")))):  # fmt: skip
+        sums = [n for n in onnx.load_from_string(bundle.onnx_bytes(precision)).graph.node if n.op_type == "ReduceSum"]
+        twins = [n for n in onnx.load_from_string(rewritten).graph.node if n.op_type == "ReduceSum"]
+        assert len(sums) == len(twins) == 1 and sums[0].input[0] != twins[0].input[0]

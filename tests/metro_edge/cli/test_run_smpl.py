@@ -72,12 +72,56 @@ def test_parameters_give_the_written_mesh_within_the_printed_error(hand, hand_bu
     assert f"MANO refit error {values['error_mm'][0]:.2f} mm" in capsys.readouterr().out
 
 
+def parameters(folder, stem):
+    with np.load(folder / f"{stem}.smpl.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def test_one_person_in_all_pictures_has_one_shape(hand, hand_bundle, frame, tmp_path):
+    """The network's answer depends on the picture, so that apart the shapes differ."""
+    for name, picture in (("a", frame), ("b", frame[:, ::-1]), ("c", 255 - frame)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
+    pictures = [str(tmp_path / f"{name}.png") for name in "abc"]
+    start = ["run", "--bundle", str(hand_bundle.path), *pictures, "--smpl-parameters", "--smpl", str(metro_folder())]
+    assert cli.main([*start, "-o", str(tmp_path / "apart")]) == 0
+    assert cli.main([*start, "-o", str(tmp_path / "one"), "--smpl-same-person"]) == 0
+    apart, one = ([parameters(tmp_path / folder, name) for name in "abc"] for folder in ("apart", "one"))
+    assert all(values["pose"].shape == (1, 48) for values in one)
+    assert np.ptp([values["betas"] for values in apart], axis=0).max() > 1e-3
+    assert np.ptp([values["betas"] for values in one], axis=0).max() == 0
+    for name, values in zip("abc", one, strict=True):
+        person = json.loads((tmp_path / "one" / f"{name}.json").read_text())["people"][0]
+        np.testing.assert_allclose(person["smpl"]["betas"], values["betas"][0], atol=1e-6)
+        lines = (tmp_path / "one" / f"{name}.person0.obj").read_text().splitlines()
+        mesh = np.array([line.split()[1:] for line in lines if line.startswith("v ")], float) * (1, -1, -1)
+        again = hand.vertices(values["pose"], values["betas"])[0] + values["translation"][0]
+        error = 1000 * np.linalg.norm(again - mesh - person["translation_m"], axis=1).mean()
+        assert error == pytest.approx(float(values["error_mm"][0]), abs=0.02)
+
+
+def test_shape_weight_keeps_to_the_mean_shape(hand_bundle, picture, tmp_path, capsys):
+    start = ["run", "--bundle", str(hand_bundle.path), str(picture), "--smpl-parameters", "--smpl", str(metro_folder())]
+    for weight in ("0", "1000"):
+        assert cli.main([*start, "-o", str(tmp_path / weight), "--smpl-shape-weight", weight]) == 0
+    loose, tight = (np.abs(parameters(tmp_path / weight, "hand")["betas"]).max() for weight in ("0", "1000"))
+    assert tight < 0.1 * loose
+    capsys.readouterr()
+    assert cli.main([*start, "-o", str(tmp_path / "bad"), "--smpl-shape-weight", "-1"]) == 2
+    assert "shape_weight_mm2 must be a number from 0 on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         (["--smpl-parameters"], "--smpl-parameters needs --smpl PATH"),
-        (["--smpl", "x"], "--smpl and --smpl-gender go with --smpl-parameters"),
-        (["--smpl-gender", "male"], "--smpl and --smpl-gender go with --smpl-parameters"),
+        (["--smpl", "x"], "--smpl goes with --smpl-parameters"),
+        (["--smpl-gender", "male"], "--smpl-gender goes with --smpl-parameters"),
+        (["--smpl-shape-weight", "1"], "--smpl-shape-weight goes with --smpl-parameters"),
+        (["--smpl-same-person"], "--smpl-same-person goes with --smpl-parameters"),
+        (
+            ["--smpl-parameters", "--smpl", "x", "--smpl-same-person", "--box", "1,1,9,9", "--box", "2,2,9,9"],
+            "takes one person a picture, got 2 boxes",
+        ),
         (["--smpl-parameters", "--smpl", "nowhere.pkl"], "nowhere.pkl"),
     ],
 )

@@ -13,6 +13,7 @@ from metro_edge.smpl.files import find_smpl, read_smpl
 from metro_edge.smpl.fit import SmplFitter, SmplParameters
 from metro_edge.smpl.model import SkinnedBody
 from metro_edge.smpl.refine import Pose, Skinning
+from metro_edge.spec import OUTPUT_NAMES
 from tests.smpl_files import metro_folder
 
 
@@ -196,9 +197,11 @@ def test_a_model_with_one_beta(hand):
         SmplFitter(SkinnedBody(file))
 
 
-def bundle_with(vertices: int, faces: np.ndarray, name: str) -> SimpleNamespace:
+def bundle_with(
+    vertices: int, faces: np.ndarray, name: str, outputs: tuple[str, ...] = OUTPUT_NAMES
+) -> SimpleNamespace:
     template = SimpleNamespace(vertices=np.zeros((vertices, 3)), faces=faces)
-    return SimpleNamespace(template=template, spec=SimpleNamespace(name="net", body=name))
+    return SimpleNamespace(template=template, spec=SimpleNamespace(name="net", body=name, outputs=outputs))
 
 
 def test_the_fitter_of_a_bundle(hand, shared_bundle, tmp_path):
@@ -207,6 +210,10 @@ def test_the_fitter_of_a_bundle(hand, shared_bundle, tmp_path):
     assert SmplFitter.for_bundle(bundle_with(778, faces, "mano"), folder).body.file.kind == "mano"
     with pytest.raises(UserError, match=r"body 'egg' of 162 vertices.*run without"):
         SmplFitter.for_bundle(shared_bundle, folder)
+    with pytest.raises(
+        UserError, match=r"'net' gives joints alone \(camera, joints, mesh_joints\): .*fitted to meshes"
+    ):
+        SmplFitter.for_bundle(bundle_with(778, faces, "mano", ("camera", "joints", "mesh_joints")), folder)
     with pytest.raises(UserError, match="is MANO, the bundle's body 'smpl' is SMPL"):
         SmplFitter.for_bundle(bundle_with(6890, faces, "smpl"), find_smpl(folder, kind="mano"))
     with pytest.raises(UserError, match="other triangles"):

@@ -7,20 +7,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
 LOGGER = logging.getLogger("metro_edge.tensorrt")
 
 
-@cache
-def logger_of(trt: Any) -> Any:
+def logger_of(trt: object) -> Any:
     """Return the one logger of a library (`tensorrt`, `tensorrt_rtx`), which keeps the first it is given.
 
     Messages go to Python's logging under `metro_edge.tensorrt`; `start()` forgets the errors, `reason()`
     returns the first since then.
     """
+    return _make_logger(cast(Any, trt))
+
+
+@cache
+def _make_logger(trt: Any) -> Any:
     levels = {
         trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
         trt.ILogger.Severity.ERROR: logging.ERROR,
@@ -104,9 +108,10 @@ class Progress:
 
 
 @contextmanager
-def attach_progress(trt: Any, config: Any, title: str, *, show: bool) -> Iterator[Progress]:
+def attach_progress(library: object, config: Any, title: str, *, show: bool) -> Iterator[Progress]:
     """Show the build that runs inside the block as a bar; Ctrl-C stops it and is raised after the block."""
     progress = Progress(title, show=show)
+    trt: Any = library
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -1,0 +1,168 @@
+"""OpenVINO: runs every precision of a bundle on x86 and Arm CPUs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metro_edge.backends import FloatArray, Outputs, Session
+from metro_edge.backends.cores import check_cores, running_on
+from metro_edge.backends.cpu_twin import OPENVINO_REWRITINGS, rewrite
+from metro_edge.backends.saturation import saturates
+from metro_edge.errors import BundleError, MissingExtraError, UserError
+from metro_edge.spec import INPUT_NAME, ModelSpec
+
+if TYPE_CHECKING:
+    from metro_edge.bundle import Bundle
+
+_FLOATS = ("float32", "float16")
+_LONGEST_REASON = 300  # characters
+# Computes quantised layers with floats, as Q and DQ are defined.
+_NO_INTEGERS = {"LP_TRANSFORMS_MODE": "NO"}
+
+
+class OpenVinoSession(Session):
+    """A bundle's network on OpenVINO's CPU plugin, compiled for latency.
+
+    Float arithmetic is float32 in every precision: by itself OpenVINO takes bfloat16 on CPUs that have it. Batches
+    of one have a network of their own, compiled at once, whose shapes are fixed, which is faster; all other sizes
+    share one, compiled when it is first needed.
+
+    Args:
+        bundle: a loaded bundle.
+        precision: fp32, fp16 or int8.
+        threads: CPU threads of one inference; None leaves it to OpenVINO, which takes all physical cores.
+        affinity: numbers of the cores that the threads run on, one for each; None leaves it to OpenVINO. The thread
+            that calls `infer` is one of them and is kept on these cores during the call.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+        UserError: fewer than one thread, or cores that cannot be used.
+        BundleError: the file is missing or altered, not an ONNX graph, or not the spec's network.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str = "fp32",
+        *,
+        threads: int | None = None,
+        affinity: Sequence[int] | None = None,
+    ) -> None:
+        ov = _openvino()
+        threads, self._cores = check_cores(threads, affinity)
+        name = f"{precision} network of {bundle.path}"
+        graph = rewrite(bundle.onnx_bytes(precision), OPENVINO_REWRITINGS, f"the {name}")
+        self._properties = _properties(threads, pinned=self._cores is not None)
+        self.device = f"openvino {ov.__version__.split('-')[0]} CPU"
+        if precision == "int8" and products_saturate():
+            self._properties |= _NO_INTEGERS
+            self.device += ", int8 computed in float32: this CPU's integer products saturate"
+        self.spec = bundle.spec
+        self.precision = precision
+        self._requests: dict[bool, Any] = {}
+        try:
+            self._model: Any = ov.Core().read_model(io.BytesIO(graph))
+        except Exception as error:  # a RuntimeError of its own, or of its ONNX reader
+            raise BundleError(f"OpenVINO cannot load the {name}: {_reason(error)}") from None
+        _check_network(self._model, bundle.spec, name)
+        try:
+            self._request(single=True)
+        except RuntimeError as error:
+            raise BundleError(f"OpenVINO cannot compile the {name}: {_reason(error)}") from None
+
+    def _request(self, single: bool) -> Any:
+        """Return the request of single images, or of batches of any size; the network is compiled on first use."""
+        if single not in self._requests:
+            ov = _openvino()
+            model = self._model.clone()
+            if single:
+                model.reshape([1, 3, self.spec.image_size, self.spec.image_size])
+            with running_on(self._cores):  # OpenVINO takes its threads from the cores that it may use here
+                compiled = ov.Core().compile_model(model, "CPU", self._properties)
+            self._requests[single] = compiled.create_infer_request()
+        return self._requests[single]
+
+    def _infer(self, images: FloatArray) -> Outputs:
+        if self._model is None:
+            raise UserError("this session is closed; open another one")
+        request = self._request(single=len(images) == 1)
+        inputs = np.ascontiguousarray(images, self._input_dtype)
+        with running_on(self._cores):
+            results = request.infer([inputs], share_inputs=True)
+        arrays = {name: np.asarray(results[name]).astype(np.float32, copy=False) for name in self.spec.outputs}
+        return Outputs(**arrays)
+
+    @property
+    def _input_dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = self._model.input(0).element_type.to_dtype()
+        return dtype
+
+    def close(self) -> None:
+        """Free the engine; doing it twice is fine."""
+        self._model = None
+        self._requests = {}
+
+
+@lru_cache(maxsize=1)
+def products_saturate() -> bool:
+    """Whether this CPU's integer products clip large sums, see metro_edge.backends.saturation."""
+    ov = _openvino()
+
+    def run(graph: bytes, x: FloatArray) -> FloatArray:
+        core = ov.Core()
+        compiled = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", _properties(1, pinned=False))
+        return np.asarray(compiled([x])[0])
+
+    return saturates(run, unsigned=False)
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ModuleNotFoundError:
+        raise MissingExtraError("openvino", "openvino", "run a bundle on OpenVINO") from None
+    return openvino
+
+
+def _properties(threads: int | None, *, pinned: bool) -> dict[str, Any]:
+    properties: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "EXECUTION_MODE_HINT": "ACCURACY",
+    }
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    if pinned:
+        properties["ENABLE_CPU_PINNING"] = True
+    return properties
+
+
+def _check_network(model: Any, spec: ModelSpec, name: str) -> None:
+    """Raise BundleError unless the graph's inputs and outputs are the spec's."""
+    inputs = [value.get_any_name() for value in model.inputs]
+    outputs = [value.get_any_name() for value in model.outputs]
+    if inputs != [INPUT_NAME] or set(outputs) != set(spec.outputs):
+        raise BundleError(
+            f"the {name} has inputs {inputs} and outputs {outputs}; expected {INPUT_NAME} and {', '.join(spec.outputs)}"
+        )
+    types = {str(value.element_type.to_dtype()) for value in (*model.inputs, *model.outputs)}
+    if unknown := types.difference(_FLOATS):
+        raise BundleError(f"the {name} has tensors of type {', '.join(sorted(unknown))}; expected float32 or float16")
+    batch, *rest = model.input(0).partial_shape
+    sizes = [size.get_length() if size.is_static else None for size in rest]
+    if batch.is_static or sizes != [3, spec.image_size, spec.image_size]:
+        shape = model.input(0).partial_shape.to_string()
+        raise BundleError(f"the {name} takes images {shape}; expected (any, 3, {spec.image_size}, {spec.image_size})")
+
+
+def _reason(error: Exception) -> str:
+    """Return OpenVINO's message in one line, without the lines that name its source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd API failed"))]
+    return " ".join(telling or lines or [type(error).__name__])[:_LONGEST_REASON]

@@ -1,0 +1,221 @@
+"""The cache of plans: built once for a graph, a library version, a GPU and options, then taken from there.
+
+The folder is $METRO_EDGE_CACHE/plans, else $XDG_CACHE_HOME/metro-edge/plans, else ~/.cache/metro-edge/plans. A plan's
+name holds the hash of all that it depends on, and its sidecar says it in full: an entry that is damaged, altered or of
+something else is never used, but built again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from metro_edge.backends.gpu import Gpu, first_gpu
+from metro_edge.bundle import Bundle, onnx_file
+from metro_edge.errors import UserError
+from metro_edge.files import output_folder
+from metro_edge.plans.build import build_plan_from_bytes
+from metro_edge.plans.info import (
+    PlanIdentity,
+    PlanInfo,
+    PlanMismatchError,
+    check_runs_here,
+    difference,
+    identity_of,
+)
+from metro_edge.plans.layers import layers_path
+from metro_edge.plans.locks import locked
+from metro_edge.plans.options import BuildOptions
+from metro_edge.plans.versions import check_options, features, load_library
+
+LOGGER = logging.getLogger("metro_edge.plans")
+SUFFIX = ".plan"
+KEY_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan on disk, checked.
+
+    Attributes:
+        path: of the plan.
+        info: its sidecar.
+        built: whether it was built just now.
+    """
+
+    path: Path
+    info: PlanInfo
+    built: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plan in the cache.
+
+    Attributes:
+        path: of the plan.
+        info: its sidecar, None where the entry is not usable.
+        problem: why it is not usable, else None.
+        size_bytes: of all its files.
+        used_s: when it was last used, seconds since 1970.
+    """
+
+    path: Path
+    info: PlanInfo | None
+    problem: str | None
+    size_bytes: int
+    used_s: float
+
+
+def cache_folder() -> Path:
+    """Return the folder of the plans; it need not be there. Raises UserError where no home folder is known."""
+    if chosen := os.environ.get("METRO_EDGE_CACHE"):
+        return Path(chosen).expanduser() / "plans"
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "metro-edge" / "plans"
+    try:
+        return Path.home() / ".cache" / "metro-edge" / "plans"
+    except RuntimeError:
+        raise UserError("there is no home folder for the cache of plans: set METRO_EDGE_CACHE to a folder") from None
+
+
+def plan_file(bundle: Bundle, identity: PlanIdentity) -> str:
+    """Return the name of a plan in the cache, such as `metro_edge.fp16.0123456789abcdef.plan`."""
+    return f"{bundle.spec.name}.{identity.precision}.{identity.key[:KEY_LENGTH]}{SUFFIX}"
+
+
+def plan_for(
+    bundle: Bundle,
+    precision: str,
+    options: BuildOptions | None = None,
+    *,
+    library: str = "auto",
+    progress: bool = True,
+    folder: Path | None = None,
+) -> Plan:
+    """Return the plan of a bundle for this machine from the cache, building it first where it is not there.
+
+    Two processes that want the same plan build it once: the second waits for the first.
+
+    Args:
+        bundle: a loaded bundle, also a zipped one.
+        precision: one that the bundle has.
+        options, library, progress: see metro_edge.plans.build.build_plan.
+        folder: of the cache, default `cache_folder()`.
+
+    Raises:
+        UserError, BundleError, MissingExtraError: as `build_plan`, or a folder that cannot be written.
+    """
+    options = options or BuildOptions()
+    trt = load_library(library)
+    has, gpu = features(trt), first_gpu()
+    onnx_sha256 = bundle.onnx_sha256(precision)
+    check_options(has, options, precision, gpu=gpu is not None)
+    identity = identity_of(has, onnx_sha256, precision, options, gpu)
+    folder = output_folder(cache_folder() if folder is None else folder)
+    path = folder / plan_file(bundle, identity)
+    if (info := _valid(path, identity)) is not None:
+        return Plan(path, info, built=False)
+    with locked(_lock_path(path), waiting=lambda: LOGGER.warning("waiting for another build of %s", path.name)):
+        if (info := _valid(path, identity)) is not None:
+            return Plan(path, info, built=False)
+        source = bundle.path / onnx_file(precision)
+        info = build_plan_from_bytes(
+            bundle.onnx_bytes(precision),
+            source,
+            path,
+            precision=precision,
+            options=options,
+            library=trt.__name__,
+            progress=progress,
+        )
+    return Plan(path, info, built=True)
+
+
+def checked_plan(path: Path, bundle: Bundle, precision: str, *, library: str, library_version: str, gpu: Gpu) -> Plan:
+    """Return a plan that the user named, checked that it belongs to the bundle and runs on this GPU.
+
+    Raises:
+        PlanMismatchError: it does not, with the reason; it is never silently used or built again.
+    """
+    info = PlanInfo.load(path)
+    if info.precision != precision:
+        raise PlanMismatchError(f"plan {path} is {info.precision}, {precision} was asked for")
+    check_runs_here(
+        path,
+        info,
+        onnx_sha256=bundle.onnx_sha256(precision),
+        library=library,
+        library_version=library_version,
+        gpu=gpu,
+    )
+    return Plan(path, info, built=False)
+
+
+def entries(folder: Path | None = None) -> list[Entry]:
+    """Return all plans of the cache, those used last first."""
+    folder = cache_folder() if folder is None else folder
+    if not folder.is_dir():
+        return []
+    return sorted(map(_entry, folder.glob(f"*{SUFFIX}")), key=lambda entry: -entry.used_s)
+
+
+def prune(
+    folder: Path | None = None, *, everything: bool = False, older_than_days: float | None = None
+) -> Iterator[Entry]:
+    """Remove entries that are not usable, and those that are asked for; yields what was removed.
+
+    Args:
+        folder: of the cache, default `cache_folder()`.
+        everything: all plans.
+        older_than_days: plans not used for so long.
+
+    Plans that are being built at the moment stay.
+    """
+    now_s = time.time()
+    for entry in entries(folder):
+        old = older_than_days is not None and now_s - entry.used_s > older_than_days * 86400
+        if not (everything or old or entry.problem is not None):
+            continue
+        with locked(_lock_path(entry.path)):
+            for path in (PlanInfo.path_of(entry.path), layers_path(entry.path), entry.path):
+                path.unlink(missing_ok=True)
+        yield entry
+
+
+def _valid(path: Path, identity: PlanIdentity) -> PlanInfo | None:
+    """Return the sidecar of an entry that may be used, else None; says why where there is something."""
+    if not path.exists():
+        return None
+    try:
+        info = PlanInfo.load(path)
+    except PlanMismatchError as error:
+        LOGGER.warning("cached plan %s is not used and built again: %s", path.name, error)
+        return None
+    if (why := difference(identity, PlanIdentity.of(info))) is not None:
+        LOGGER.warning("cached plan %s is not used and built again: %s", path.name, why)
+        return None
+    os.utime(PlanInfo.path_of(path))  # when it was last used
+    return info
+
+
+def _entry(path: Path) -> Entry:
+    sidecar = PlanInfo.path_of(path)
+    files = [file for file in (path, sidecar, layers_path(path)) if file.is_file()]
+    used_s = max((file.stat().st_mtime for file in files), default=0.0)
+    size = sum(file.stat().st_size for file in files)
+    try:
+        info = PlanInfo.load(path)
+        if info.key[:KEY_LENGTH] != path.name.split(".")[-2]:
+            raise PlanMismatchError("its sidecar describes another plan than its name")
+    except PlanMismatchError as error:
+        return Entry(path, None, str(error), size, used_s)
+    return Entry(path, info, None, size, used_s)
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
