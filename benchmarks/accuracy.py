@@ -84,8 +84,8 @@ def measure_accuracy(
         batch_size: samples per inference.
 
     Raises:
-        UserError: no sample or session, a prediction or a truth that is not finite, by the sample's number, or a
-            reference that is not among the sessions.
+        UserError: no sample or session, a network that gives joints alone, a prediction or a truth that is not finite,
+            by the sample's number, or a reference that is not among the sessions.
     """
     if not len(people) or not sessions:
         raise UserError(f"nothing to measure: {len(people)} samples, {len(sessions)} networks")
@@ -98,7 +98,7 @@ def measure_accuracy(
         _check_finite(truth, start, "the truth")
         meshes = {}
         for name, session in sessions.items():
-            meshes[name] = session.infer(images).vertices
+            meshes[name] = session.infer(images).mesh
             _check_finite(meshes[name], start, f"the {name} prediction")
             errors[name].append(mesh_errors(meshes[name], truth, template, joint_set))
         for name in sessions:

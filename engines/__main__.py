@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from engines.usage import Usage
 from metro_edge.cli import quiet_opencv, run_command
-from metro_edge.errors import MissingExtraError
-from metro_edge.spec import PRECISIONS
 
-# Heavy imports sit inside the commands, so that --help answers at once.
+COMMANDS = ("convert", "quantize")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,68 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser(
-        "convert",
-        help="checkpoint -> bundle: ONNX, FP16, INT8, each verified against PyTorch",
-        description="Convert a checkpoint to a bundle. Every precision is run beside PyTorch on held-out samples; "
-        "one that errs beyond its tolerance is refused, and then nothing is written.",
-    )
-    command.add_argument(
-        "checkpoint", type=Path,
-        help="of `python -m training fit` or `publish`, or METRO's: metro_3dpw_state_dict.bin, a checkpoint folder",
-    )  # fmt: skip
-    command.add_argument("-o", "--output", type=Path, required=True, help="the bundle: a folder, or a .zip file")
-    command.add_argument(
-        "--precision", nargs="+", default=list(PRECISIONS), metavar="P", help="of fp32 fp16 int8 (default: all)"
-    )
-    command.add_argument("--calibration-samples", type=int, default=256, help="training samples for INT8 (256)")
-    command.add_argument("--calibration", default="mse", metavar="M", help="mse (default), percentile or max")
-    command.add_argument("--verify-samples", type=int, default=64, help="held-out samples to compare on (64)")
-    command.add_argument("--seed", type=int, help="of the held-out samples (default: the run's validation seed)")
-    command.add_argument(
-        "--tolerance-mm", nargs="+", default=[], metavar="P=MM",
-        help="largest mean vertex distance from PyTorch (default: fp32=0.01 fp16=1 int8=10)",
-    )  # fmt: skip
-    command.add_argument("--data", type=Path, help="folder of generated samples (default: the run's)")
-    command.add_argument(
-        "--body", metavar="NAME=PATH",
-        help="the network's body, such as smpl=PATH of a template or a folder with METRO's files; released networks "
-        "need it",
-    )  # fmt: skip
-    command.add_argument(
-        "--pictures", type=Path, metavar="FOLDER",
-        help="calibrate and verify on these pictures of one person each (default: generated people)",
-    )  # fmt: skip
-    command.add_argument("--licence", default="not stated", help="of the weights, written into the passport")
-    command.set_defaults(run=_convert)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"engines.commands.{name}").add_parser(subparsers)
     return parser
-
-
-def _convert(args: argparse.Namespace) -> int:
-    try:
-        from engines.convert import Settings, convert, tolerances_from_text
-        from training.bodies import parse_body
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "onnx", "export,train", "convert checkpoints") from None
-    usage = Usage()
-    settings = Settings(
-        precisions=tuple(args.precision),
-        calibration_samples=args.calibration_samples,
-        verify_samples=args.verify_samples,
-        seed=args.seed,
-        method=args.calibration,
-        tolerances_mm=tolerances_from_text(args.tolerance_mm),
-        data=args.data,
-        pictures=args.pictures,
-        body=None if args.body is None else parse_body(args.body),
-        licence=args.licence,
-    )
-    bundle = convert(args.checkpoint, args.output, settings)
-    entries = bundle.passport["files"].values()
-    size = sum(entry["bytes"] for entry in entries) / 1e6
-    print(f"wrote {args.output}: {', '.join(bundle.precisions)}, {size:.1f} MB; {usage}")
-    return 0
 
 
 if __name__ == "__main__":

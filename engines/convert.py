@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ import onnx
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engines.calibrate import METHODS
+from engines.cost import total_macs
 from engines.export import export_onnx
+from engines.fold import FOLDS, LIMIT, FoldReport, fold
 from engines.half import half
 from engines.quantize import METHOD, quantise
+from engines.quantize.calibrate import METHODS
 from engines.samples import Images, Sources
 from engines.simplify import simplify
 from engines.verify import (
@@ -25,18 +27,18 @@ from engines.verify import (
     TOLERANCES_MM,
     Accuracy,
     Fidelity,
-    Predictions,
     accuracy,
     check,
     fidelity,
     predictions_from_onnx,
     predictions_from_pytorch,
+    true_errors,
 )
+from metro_edge.backends import Outputs
 from metro_edge.bundle import Bundle, check_replaceable, onnx_file, write_bundle
 from metro_edge.errors import UserError
 from metro_edge.files import output_folder, staging_folder
-from metro_edge.metrics import METRIC_NAMES, mesh_errors
-from metro_edge.spec import PRECISIONS, ModelSpec, check_precision
+from metro_edge.spec import OUTPUT_NAMES, PRECISIONS, ModelSpec, check_precision
 from training.bodies import body_template
 from training.checkpoint import Checkpoint, load_any
 from training.evaluate import PROTOCOL
@@ -61,13 +63,15 @@ class Settings:
         calibration_samples: training samples whose activations set the INT8 ranges.
         verify_samples: held-out samples that every precision is compared with PyTorch on.
         seed: of the held-out samples; None takes the run's validation seed.
-        method: of choosing INT8 ranges, see engines.calibrate.
+        method: of choosing INT8 ranges, see engines.quantize.calibrate.
         tolerances_mm: precision -> largest mean distance from PyTorch, for those that differ from TOLERANCES_MM.
         data: folder of generated samples; None takes the run's.
         pictures: folder of the user's pictures of one person each, to calibrate and verify on instead of generated
             people; there are no true meshes then, so the passport gives distances from PyTorch and no accuracy.
         body: name and place of the network's body, see `training.bodies.body_template`; a released network needs it.
         licence: of the weights, for the passport.
+        outputs: what the network gives, of metro_edge.spec.KNOWN_OUTPUTS; without `vertices` the full mesh is left out.
+        folds: names of engines.fold.FOLDS, the rewritings that make the graph smaller; none for a plain export.
 
     Raises UserError for unknown precisions or methods, numbers that are not positive, or an empty list.
     """
@@ -82,6 +86,8 @@ class Settings:
     pictures: Path | None = None
     body: tuple[str, str] | None = None
     licence: str = NO_LICENCE
+    outputs: tuple[str, ...] = OUTPUT_NAMES
+    folds: tuple[str, ...] = tuple(FOLDS)
 
     def __post_init__(self) -> None:
         if not self.precisions:
@@ -121,7 +127,7 @@ def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callab
     check_replaceable(output)
     checkpoint = _load(checkpoint_path, settings, say)
     check_finite(checkpoint)
-    spec, template = checkpoint.config.spec, checkpoint.template
+    spec, template = replace(checkpoint.config.spec, outputs=settings.outputs), checkpoint.template
     output_folder(output.resolve().parent)
     sources = Sources(
         spec, checkpoint.config.data, settings.verify_samples, settings.calibration_samples, settings.seed,
@@ -130,17 +136,21 @@ def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callab
     held_out = sources.for_verification()
     images, truth = held_out.all()
     with staging_folder(output.resolve().parent) as staging:
-        reference = predictions_from_pytorch(checkpoint.model, images)
-        passport = _passport(checkpoint, settings)
-        section = "accuracy" if truth is not None else "verification"
+        reference = predictions_from_pytorch(checkpoint.model, images, spec, template)
+        network, report = fold(checkpoint.model, template, settings.folds, spec.outputs)
+        _tell(report, settings, say)
+        passport = _passport(checkpoint, settings) | {"folds": report.to_dict()}
+        # An accuracy speaks of meshes too.
+        section = "accuracy" if truth is not None and "vertices" in spec.outputs else "verification"
         passport[section] = _verification_head(held_out, reference, truth, template, spec)
         say(f"export {spec.name} to ONNX")
         # Through a file: what PyTorch and Python hold of a large network need not be held twice while it is simplified.
         exported = staging / "exported.onnx"
-        onnx.save(export_onnx(checkpoint.model, spec, checkpoint.sha256), exported)
-        del checkpoint
+        onnx.save(export_onnx(network, spec, checkpoint.sha256), exported)
+        del checkpoint, network
         model = simplify(exported)
         exported.unlink()
+        say(f"graph of {len(model.graph.node)} nodes, {total_macs(model) / 1e6:.1f} M multiply-adds for one image")
         files = {}
         for precision in PRECISIONS:
             if precision not in settings.precisions:
@@ -149,7 +159,7 @@ def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callab
             graph, about = _graph(model, precision, sources, settings)
             onnx.save(graph, path)
             del graph
-            predicted = predictions_from_onnx(path, precision, images)
+            predicted = predictions_from_onnx(path, precision, images, spec)
             tolerance = settings.tolerance_mm(precision)
             found = (
                 fidelity(predicted, reference, spec, tolerance)
@@ -177,6 +187,17 @@ def _load(path: Path, settings: Settings, say: Callable[[str], None]) -> Checkpo
         say(describe(checkpoint.config.model))
         say(f"released file: {checkpoint.entries}")
     return checkpoint
+
+
+def _tell(report: FoldReport, settings: Settings, say: Callable[[str], None]) -> None:
+    """Print what folding did; a fold that changed more than rounding can is pointed out."""
+    if not settings.folds:
+        say("plain export: nothing is folded")
+        return
+    say(str(report))
+    for result in report.results:
+        if result.difference > LIMIT:
+            say(f"warning: {result.name} changed an output by {result.difference:.1e} of its largest value")
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
@@ -231,15 +252,16 @@ def _passport(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
 
 
 def _verification_head(
-    held_out: Images, reference: Predictions, truth: NDArray[np.float32] | None, template: Any, spec: ModelSpec
+    held_out: Images, reference: Outputs, truth: NDArray[np.float32] | None, template: Any, spec: ModelSpec
 ) -> dict[str, Any]:
     head: dict[str, Any] = {"data": held_out.data, "samples": held_out.count}
     if truth is None:
         return head | {"protocol": f"{NO_TRUTH}; {MOVED}", "precisions": {}}
-    errors = mesh_errors(reference.vertices, truth, template, spec.joint_set).means_mm()
+    like = reference if "vertices" in spec.outputs else reference._replace(vertices=None)
+    errors = true_errors(reference, like, truth, template, spec)
     return head | {
         "protocol": f"{PROTOCOL}; {MOVED}",
-        "pytorch": {f"{name}_mm": round(errors[name], 4) for name in METRIC_NAMES},
+        "pytorch": {f"{name}_mm": round(value, 4) for name, value in errors.items()},
         "precisions": {},
     }
 
@@ -247,12 +269,11 @@ def _verification_head(
 def _line(precision: str, path: Path, found: Fidelity) -> str:
     errors = ""
     if isinstance(found, Accuracy):
-        errors = (
-            f"MPJPE {found.mpjpe_mm:.2f} mm ({found.mpjpe_lost_mm:+.3f}), "
-            f"MPVPE {found.mpvpe_mm:.2f} mm ({found.mpvpe_lost_mm:+.3f}), "
-        )
+        errors = f"MPJPE {found.mpjpe_mm:.2f} mm ({found.mpjpe_lost_mm:+.3f}), "
+        if found.mpvpe_mm is not None:
+            errors += f"MPVPE {found.mpvpe_mm:.2f} mm ({found.mpvpe_lost_mm:+.3f}), "
     return (
-        f"{precision}: {path.stat().st_size / 1e6:.1f} MB, {errors}vertices {found.moved_mm:.4g} mm from PyTorch's, "
+        f"{precision}: {path.stat().st_size / 1e6:.1f} MB, {errors}mesh {found.moved_mm:.4g} mm from PyTorch's, "
         f"worst {found.worst_vertex_mm:.4g} mm, tolerance {found.tolerance_mm:g} mm"
     )
 

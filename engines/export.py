@@ -13,9 +13,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from engines.fold import InferenceNetwork
 from metro_edge.errors import UserError
-from metro_edge.spec import INPUT_NAME, OUTPUT_NAMES, ModelSpec
-from training.model import Metro
+from metro_edge.spec import INPUT_NAME, ModelSpec
 
 # The newest that TensorRT 10.0 to 10.3 (JetPack 6) reads; Gelu and LayerNormalization are single operators in it.
 OPSET = 20
@@ -23,41 +23,41 @@ PROTOBUF_LIMIT = 2**31 - 1  # bytes of one message, and so of a graph with its w
 _GRAPH_ALLOWANCE = 16 << 20  # for all of a graph that is not weights
 
 
-class ExportedMetro(nn.Module):
-    """The network as it is exported: images (N, 3, S, S) -> camera (N, 3), joints (N, J, 3), vertices (N, V, 3)."""
+class _Exported(nn.Module):
+    """Gives the weights one prefix, whichever module is exported."""
 
-    def __init__(self, model: Metro) -> None:
+    def __init__(self, network: InferenceNetwork) -> None:
         super().__init__()
-        self.model = model
+        self.network = network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the camera, the joints and the full mesh alone."""
-        # Attention in plain matrix products: asking for the maps, and dropping them, spares the exporter's
-        # decomposition of the fused kernel, which reshapes and scales the keys one time more per layer.
-        output = self.model(images, return_attention=True)
-        return output.camera, output.joints, output.vertices[-1]
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.network(images)
 
 
-def export_onnx(model: Metro, spec: ModelSpec, checkpoint_sha256: str) -> onnx.ModelProto:
+def export_onnx(network: InferenceNetwork, spec: ModelSpec, checkpoint_sha256: str) -> onnx.ModelProto:
     """Export a network, its weights inside the graph, with a dynamic batch.
 
     Args:
-        model: in evaluation mode, on the CPU.
+        network: of `engines.fold.fold`, on the CPU, folded or not.
         spec: of the network; its name goes into the graph's metadata.
         checkpoint_sha256: of the weights' file; goes into the metadata as well.
 
     Raises:
-        UserError: weights that do not fit one ONNX file.
+        UserError: weights that do not fit one ONNX file, or other outputs than the spec's.
     """
-    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    if network.outputs != spec.outputs:
+        raise UserError(
+            f"the network gives {', '.join(network.outputs)}; the spec of {spec.name} says {', '.join(spec.outputs)}"
+        )
+    size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
     if size + _GRAPH_ALLOWANCE > PROTOBUF_LIMIT:
         raise UserError(f"the weights of {spec.name} take {size / 2**30:.2f} GiB; one ONNX file holds less than 2 GiB")
     images = torch.zeros(2, 3, spec.image_size, spec.image_size)  # a batch of 1 would be taken for a constant
     program = torch.onnx.export(
-        ExportedMetro(model).eval(),
+        _Exported(network).eval(),
         (images,),
         input_names=[INPUT_NAME],
-        output_names=list(OUTPUT_NAMES),
+        output_names=list(spec.outputs),
         dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch")}},
         opset_version=OPSET,
         dynamo=True,

@@ -43,6 +43,13 @@ class Images:
         for start in range(0, self.count, size):
             yield np.stack([self.item(i)[0] for i in range(start, min(start + size, self.count))])
 
+    def part(self, start: int, stop: int) -> Images:
+        """Return the images from `start` to before `stop`; raises UserError for a range that is not there."""
+        if not 0 <= start < stop <= self.count:
+            raise UserError(f"there are {self.count} images, cannot take {start}..{stop - 1}")
+        data = f"{self.data}, {start} to {stop - 1}"
+        return Images(data, stop - start, lambda index: self.item(start + index), dict(self.about))
+
     def all(self) -> tuple[FloatArray, FloatArray | None]:
         """Return the images (N, 3, S, S), and the true meshes (N, V, 3) where there are any."""
         items = [self.item(i) for i in range(self.count)]

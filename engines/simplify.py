@@ -10,6 +10,7 @@ import onnxsim
 from onnx import numpy_helper
 
 from engines.export import strip_traces
+from engines.fold.names import name_graph
 from engines.graph import drop_unused_constants, operator_counts, value_of
 
 # Each would be a fold that did not happen.
@@ -20,7 +21,7 @@ _SKIPPED = ["fuse_matmul_add_bias_into_gemm_batched"]
 
 
 def simplify(model: onnx.ModelProto | Path) -> onnx.ModelProto:
-    """Return the simplified graph; the metadata stays.
+    """Return the simplified graph, its nodes and tensors named after the network's modules; the metadata stays.
 
     Args:
         model: the graph, or its file, which takes less memory.
@@ -38,6 +39,7 @@ def simplify(model: onnx.ModelProto | Path) -> onnx.ModelProto:
         raise RuntimeError(f"onnx-simplifier {onnxsim.__version__} left {found} in the graph")
     _narrow_indices(simplified)
     drop_unused_constants(simplified)
+    name_graph(simplified)
     kept = simplified if isinstance(model, Path) else model
     # The simplifier adds its own notes.
     metadata = {e.key: e.value for e in kept.metadata_props if not e.key.startswith("onnxsim.")}

@@ -25,6 +25,9 @@ SMALL_HAND = dataclasses.replace(
     ),
 )
 
+# A body network likewise, METRO's tokens and mesh levels as they are.
+SMALL_BODY = dataclasses.replace(preset("metro_body_resnet50"), blocks=SMALL_HAND.blocks)
+
 
 def released_shapes(config: MetroConfig) -> dict[str, tuple[int, ...]]:
     """Entry -> shape of the released form of a network, with entries that it does not use."""
@@ -51,6 +54,31 @@ def released_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor
         state[name] *= 0.1
     state["cam_param_fc3.weight"] *= 0.01
     state["cam_param_fc3.bias"] = torch.tensor([0.9, 0.0, 0.0])
+    return state
+
+
+def standing_state(config: MetroConfig, template: BodyTemplate, share: float = 0.01) -> dict[str, torch.Tensor]:
+    """Entry -> values of a network that predicts the body at rest, and centimetres of what it sees in the picture.
+
+    The encoders' residual paths hand the tokens' template coordinates on; the upsampling is the body's.
+
+    Args:
+        share: of what the encoders' layers add, about the standard deviation in metres.
+    """
+    state = released_state(released_shapes(config))
+    for i in range(len(config.blocks)):
+        prefix = f"trans_encoder.{i}."
+        state[f"{prefix}residual.weight"] = torch.eye(*state[f"{prefix}residual.weight"].shape)
+        state[f"{prefix}residual.weight"][3:] = 0
+        state[f"{prefix}cls_head.weight"] = torch.from_numpy(
+            share * reference_tensor(f"{prefix}cls_head.weight", tuple(state[f"{prefix}cls_head.weight"].shape))
+        )
+        for name in ("residual.bias", "cls_head.bias"):
+            state[prefix + name] *= 0
+    for i, (step, coarse) in enumerate(zip(template.upsampling, config.vertex_levels[:-1], strict=True), 1):
+        name = f"upsampling{i if i > 1 else ''}"
+        state[f"{name}.weight"] = torch.from_numpy(step.dense(coarse))
+        state[f"{name}.bias"] *= 0
     return state
 
 

@@ -12,6 +12,7 @@ import torch
 
 from engines.convert import Settings, convert
 from engines.export import export_onnx
+from engines.fold import fold
 from engines.simplify import simplify
 from metro_edge.bundle import Bundle
 from metro_edge.spec import ModelSpec
@@ -81,11 +82,12 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
         calibration_samples=16, verify_samples=8, tolerances_mm=LOOSE, data=folder / "people", licence="CC0"
     )
     bundle = convert(folder / "tiny.ckpt", folder / "bundle", settings, say=lambda line: None)
+    network, _ = fold(checkpoint.model, checkpoint.template)
     return Converted(
         checkpoint=folder / "tiny.ckpt",
         bundle=bundle,
         model=checkpoint.model,
         spec=config.spec,
-        graph=simplify(export_onnx(checkpoint.model, config.spec, checkpoint.sha256)),
+        graph=simplify(export_onnx(network, config.spec, checkpoint.sha256)),
         data=folder / "people",
     )

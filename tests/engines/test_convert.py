@@ -7,11 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
 from engines.__main__ import main
 from engines.convert import Settings, convert, tolerances_from_text
+from engines.cost import total_macs
+from engines.fold import FOLDS, Fold
+from engines.fold.network import Affine
+from engines.verify import predictions_from_pytorch
+from metro_edge.backends import open_session
 from metro_edge.bundle import Bundle
 from metro_edge.errors import UserError
 
@@ -30,6 +37,66 @@ def test_converts_from_the_command_line(converted, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "fp16: " in printed and "tolerance 1 mm" in printed and "wrote " in printed
     assert os.listdir(tmp_path) == ["new"] and os.listdir(tmp_path / "new") == ["out.zip"]
+
+
+def test_joints_alone(converted, tmp_path, capsys):
+    more = ["--precision", "fp32", "int8", "--outputs", "camera", "joints", "mesh_joints", "joints_px"]
+    loose = ["--tolerance-mm", "int8=200"]
+    assert main(arguments(converted, tmp_path / "joints", *more, *loose)) == 0
+    bundle = Bundle.load(tmp_path / "joints")
+    assert bundle.spec.outputs == ("camera", "joints", "mesh_joints", "joints_px")
+    graph = onnx.load(bundle.onnx_path("fp32")).graph
+    assert [value.name for value in graph.output] == list(bundle.spec.outputs)
+    assert not any(node.op_type == "Gather" for node in graph.node)  # the full mesh's upsampling
+    images = converted.images(3)
+    with open_session(bundle, "fp32") as session:
+        found = session.infer(images)
+    expected = predictions_from_pytorch(converted.model, images, bundle.spec, bundle.template)
+    for name, values in found.given.items():
+        assert np.abs(values - expected.given[name]).max() <= 1e-5 * np.abs(expected.given[name]).max(), name
+    verified = bundle.passport["verification"]
+    assert verified["pytorch"].keys() == {"mpjpe_mm", "pa_mpjpe_mm"}
+    for values in verified["precisions"].values():
+        assert values.keys() >= {"mpjpe_mm", "mpjpe_lost_mm", "mesh_joints_moved_mm", "joints_px_moved"}
+        assert "mpvpe_mm" not in values and values["moved_mm"] == values["mesh_joints_moved_mm"]
+    assert verified["precisions"]["fp32"]["moved_mm"] < 0.01 < verified["precisions"]["int8"]["joints_px_moved"]
+    saved = {entry["name"]: entry["macs_saved"] for entry in bundle.passport["folds"]["folds"]}
+    assert saved["mesh_joints"] > 500_000
+    assert "upsampling.0" in capsys.readouterr().out
+
+
+def test_plain_export(converted, tmp_path, capsys):
+    assert main(arguments(converted, tmp_path / "plain", "--precision", "fp32", "--no-fold")) == 0
+    bundle = Bundle.load(tmp_path / "plain")
+    assert bundle.passport["folds"]["folds"] == [] and "nothing is folded" in capsys.readouterr().out
+    plain, folded = onnx.load(bundle.onnx_path("fp32")), converted.graph
+    assert len(plain.graph.node) > len(folded.graph.node) + 10 and total_macs(plain) > total_macs(folded)
+
+
+def test_the_passport_and_the_command_tell_of_the_folds(converted, tmp_path, capsys):
+    assert main(arguments(converted, tmp_path / "b", "--precision", "fp32")) == 0
+    printed = capsys.readouterr().out
+    found = Bundle.load(tmp_path / "b").passport["folds"]
+    assert [entry["name"] for entry in found["folds"]] == list(FOLDS)
+    for entry in found["folds"]:
+        assert entry["difference"] < 1e-5 and f"\n{entry['name']} " in printed
+    assert 0 < found["difference"] < 1e-5
+    assert found["macs_before"] - found["macs_after"] == sum(entry["macs_saved"] for entry in found["folds"])
+    assert "warning" not in printed and " nodes, " in printed
+
+
+def test_a_fold_that_changes_the_network_is_pointed_out(converted, tmp_path, monkeypatch):
+    def wrong(network):
+        layer = network.encoders[0].layers[0]
+        layer.ffn_output = Affine(1.5 * Affine.of(layer.ffn_output).weight)
+        return ""
+
+    monkeypatch.setitem(FOLDS, "qkv", Fold("qkv", "", wrong))
+    settings = Settings(precisions=("fp32",), verify_samples=8, data=converted.data)
+    lines: list[str] = []
+    with pytest.raises(UserError, match="fp32 was refused, nothing was written"):
+        convert(converted.checkpoint, tmp_path / "b", settings, say=lines.append)
+    assert any(line.startswith("warning: qkv changed an output by ") for line in lines)
 
 
 def test_help_needs_no_torch():
@@ -100,6 +167,8 @@ def test_no_checkpoint(tmp_path, capsys):
         (["--calibration", "entropy"], "unknown calibration method 'entropy'"),
         (["--calibration-samples", "0"], "at least one sample"),
         (["--seed", "1"], "seed 1 is the training's"),
+        (["--outputs", "camera", "joints", "faces"], "unknown output faces"),
+        (["--outputs", "camera", "joints"], "need vertices or mesh_joints"),
     ],
 )
 def test_bad_settings(converted, tmp_path, capsys, more, message):

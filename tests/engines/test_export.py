@@ -12,6 +12,7 @@ import torch
 
 from engines import export
 from engines.export import OPSET, export_onnx
+from engines.fold import fold
 from engines.graph import nodes_after, sort_nodes
 from engines.simplify import simplify
 from metro_edge.errors import UserError
@@ -59,6 +60,37 @@ def test_operators(converted):
     assert max(np.prod(t.dims) for t in converted.graph.graph.initializer) < 200_000
 
 
+def test_onnx_runtime_fuses_what_it_can(converted, tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    data = converted.graph.SerializeToString()
+    onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    counts = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert counts["SkipLayerNormalization"] == 2 * 2 and counts["LayerNormalization"] == 0  # needs the shapes told
+    assert counts["BiasGelu"] == 2 and counts["Gelu"] == 0
+    assert counts["Mul"] == 1  # of the sparse mesh step: none scales attention scores
+
+
+def test_attention_is_two_products_about_a_softmax(converted):
+    """As TensorRT's and ONNX Runtime's patterns want it: nothing between them, heads cut once before."""
+    makers = {name: node for node in converted.graph.graph.node for name in node.output}
+    for node in converted.graph.graph.node:
+        if node.op_type == "Softmax":
+            scores = makers[node.input[0]]
+            assert scores.op_type == "MatMul"
+            assert [makers[name].op_type for name in scores.input] == ["Transpose", "Transpose"]
+    counts = Counter(node.op_type for node in converted.graph.graph.node)
+    # Two per layer about attention, one before the tokens, one of the camera's points, one of the sparse mesh step.
+    assert counts["Reshape"] == 2 * 2 + 3
+
+
+def test_other_outputs_than_the_spec_says(converted):
+    network, _ = fold(converted.model, converted.bundle.template, (), ("camera", "joints", "coarse"))
+    with pytest.raises(UserError, match="the network gives camera, joints, coarse; the spec of tiny says camera"):
+        export_onnx(network, converted.spec, "")
+
+
 def test_metadata_tells_the_model_and_nothing_of_the_machine(converted):
     metadata = {entry.key: entry.value for entry in converted.graph.metadata_props}
     assert metadata["spec"] == "tiny" and len(metadata["checkpoint_sha256"]) == 64
@@ -72,7 +104,7 @@ def test_metadata_tells_the_model_and_nothing_of_the_machine(converted):
 def test_too_large_for_protobuf(converted, monkeypatch):
     monkeypatch.setattr(export, "PROTOBUF_LIMIT", 17 << 20)
     with pytest.raises(UserError, match="less than 2 GiB"):
-        export_onnx(converted.model, converted.spec, "")
+        export_onnx(fold(converted.model, converted.bundle.template)[0], converted.spec, "")
 
 
 def test_simplifier_refuses_what_it_could_not_fold():

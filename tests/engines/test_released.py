@@ -20,10 +20,23 @@ from engines.__main__ import main
 from metro_edge.backends import open_session
 from metro_edge.bundle import Bundle
 from metro_edge.cli import main as metro_edge_main
+from metro_edge.smpl.files import find_smpl, read_smpl
+from metro_edge.smpl.model import SkinnedBody
 from tests.reference_weights import reference_images
-from tests.released_files import SMALL_HAND, body_with, made_body, released_shapes, released_state, write_reference
-from training.checkpoint import load_any
-from training.model import preset
+from tests.released_files import (
+    SMALL_BODY,
+    SMALL_HAND,
+    body_with,
+    made_body,
+    released_shapes,
+    released_state,
+    standing_state,
+    write_reference,
+)
+from tests.smpl_files import metro_folder
+from training.bodies import body_template
+from training.checkpoint import load_any, template_points
+from training.model import Metro, load_released, preset
 
 # The weights are made up, so what FP16 and INT8 lose means nothing; the reference's outputs are of many metres.
 LOOSE = ["--tolerance-mm", "fp32=1", "fp16=1000", "int8=100000"]
@@ -135,6 +148,92 @@ def test_one_picture_cannot_serve_both(converted, pictures, tmp_path, capsys):
     assert "has one picture" in capsys.readouterr().err
     assert main([*command, "--precision", "fp32"]) == 0
     assert Bundle.load(tmp_path / "b").passport["verification"]["samples"] == 1
+
+
+@pytest.mark.slow
+def test_from_metros_folder_to_smpl_parameters(pictures, tmp_path, capsys):
+    """`convert FILE --body smpl=FOLDER` with METRO's file names, default tolerances; then `run --smpl-parameters`."""
+    folder, file, out = metro_folder(), tmp_path / "metro_3dpw_state_dict.bin", tmp_path / "out"
+    template = body_template("smpl", folder)
+    torch.save(standing_state(SMALL_BODY, template), file)
+    counts = ["--calibration-samples", "8", "--verify-samples", "4"]
+    assert main(["convert", str(file), "--body", f"smpl={folder}", "-o", str(tmp_path / "bundle"), *counts]) == 0
+    printed = capsys.readouterr().out
+    assert "metro_body_resnet50: resnet50, 14 joints and 431 vertices as tokens (grid)" in printed
+    assert "entries used, 4 known to be unused\n" in printed
+    bundle = Bundle.load(tmp_path / "bundle")
+    assert bundle.precisions == ("fp32", "fp16", "int8") and bundle.spec.body == "smpl"
+    assert "not to be passed on" in bundle.passport["licences"]["body"]
+    np.testing.assert_array_equal(bundle.template.vertices, template.vertices)
+    verified = bundle.passport["verification"]
+    assert verified["samples"] == 4 and "without true meshes of this body" in verified["data"]
+    for name, limit in (("fp32", 0.01), ("fp16", 1.0), ("int8", 10.0)):
+        assert verified["precisions"][name]["moved_mm"] < limit == verified["precisions"][name]["tolerance_mm"]
+
+    command = ["run", str(pictures / "0.png"), "--bundle", str(tmp_path / "bundle"), "-o", str(out)]
+    assert metro_edge_main([*command, "--smpl-parameters", "--smpl", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    body = SkinnedBody(read_smpl(find_smpl(folder)))
+    document = json.loads((out / "0.json").read_text())
+    (person,) = document["people"]
+    with np.load(out / "0.smpl.npz", allow_pickle=False) as written:
+        values = {name: written[name] for name in written.files}
+    assert {name: values[name].shape for name in ("pose", "betas", "translation", "error_mm")} == {
+        "pose": (1, 72), "betas": (1, 10), "translation": (1, 3), "error_mm": (1,),
+    }  # fmt: skip
+    facts = {"model": "smpl", "gender": "neutral", "model_sha256": body.file.sha256}
+    assert document["smpl"] == {"file": "0.smpl.npz", **facts}
+    assert {name: str(values[name]) for name in facts} == facts
+    for name, key in (("pose", "pose"), ("betas", "betas"), ("translation", "translation_m")):
+        np.testing.assert_allclose(person["smpl"][key], values[name][0], atol=1e-6)
+
+    obj = (out / "0.person0.obj").read_text().splitlines()
+    mesh = np.array([line.split()[1:] for line in obj if line.startswith("v ")], float) * (1, -1, -1)  # OBJ: y up
+    rest = template.vertices - template.root("h36m14", template.vertices)
+    assert np.linalg.norm(mesh - rest, axis=1).mean() < 0.05  # what the made weights predict
+    placed = mesh + person["translation_m"]
+    again = body.vertices(values["pose"], values["betas"])[0] + values["translation"][0]
+    error = 1000 * np.linalg.norm(again - placed, axis=1).mean()
+    assert error == pytest.approx(float(values["error_mm"][0]), abs=0.02) and error < 30
+    assert person["smpl"]["error_mm"] == pytest.approx(float(values["error_mm"][0]), abs=1e-3)
+    assert f"SMPL refit error {values['error_mm'][0]:.2f} mm" in printed
+    # At rest in camera axes: the root turned by half a turn about x, so that y points down.
+    turned = cv2.Rodrigues(values["pose"][0, :3].astype(np.float64))[0]
+    assert np.degrees(np.arccos((np.trace(turned @ np.diag((1.0, -1.0, -1.0))) - 1) / 2)) < 15
+
+
+@pytest.mark.slow
+def test_hrnet_w40_from_the_file_to_onnx_runtime(pictures, tmp_path):
+    """No original outputs exist for W40: the answer is the network built directly and filled entry by entry."""
+    config = preset("metro_body_hrnet_w40")
+    body, state = made_body(config), released_state(released_shapes(config))
+    torch.save(state, tmp_path / "state_dict.bin")
+    body.save(tmp_path / "body.npz")
+    model = Metro(config, *template_points(body, config)).eval()
+    assert load_released(model, state).missing == ()
+    del state
+    images = reference_images(2)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images))
+        imported = load_any(tmp_path / "state_dict.bin", body)
+        again = imported.model(torch.from_numpy(images))
+    assert imported.config.model == config
+    for wanted, got in ((expected.camera, again.camera), (expected.vertices[-1], again.vertices[-1])):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)  # weights mapped from a file are summed otherwise
+    assert (expected.vertices[-1][0] - expected.vertices[-1][1]).abs().max() > 1e-3  # it looks at the pictures
+    del imported, model
+    command = ["convert", str(tmp_path / "state_dict.bin"), "--body", f"smpl={tmp_path / 'body.npz'}"]
+    more = ["--precision", "fp32", "--pictures", str(pictures), "--verify-samples", "1", *LOOSE[:2]]
+    assert main([*command, "-o", str(tmp_path / "bundle"), *more]) == 0
+    (tmp_path / "state_dict.bin").unlink()
+    bundle = Bundle.load(tmp_path / "bundle")
+    assert bundle.spec.name == "metro_body_hrnet_w40"
+    with open_session(bundle, "fp32", "onnxruntime") as session:
+        found = session.infer(images)
+    for wanted, got in (
+        (expected.camera, found.camera), (expected.joints, found.joints), (expected.vertices[-1], found.vertices),
+    ):  # fmt: skip
+        assert np.abs(got - wanted.numpy()).max() <= 1e-4 * np.abs(wanted.numpy()).max()
 
 
 @pytest.mark.slow

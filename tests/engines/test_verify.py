@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
-from engines.verify import TOLERANCES_MM, Predictions, accuracy, check, predictions_from_onnx, predictions_from_pytorch
+from engines.fold import fold
+from engines.verify import (
+    TOLERANCES_MM,
+    accuracy,
+    check,
+    fidelity,
+    predictions_from_onnx,
+    predictions_from_pytorch,
+)
+from metro_edge.backends import Outputs
 from metro_edge.errors import UserError
 from metro_edge.metrics import mesh_errors
+from metro_edge.spec import KNOWN_OUTPUTS
 from training.bodies import body_template
 
 
@@ -21,15 +33,15 @@ def template():
 
 
 @pytest.fixture(scope="module")
-def reference(converted) -> Predictions:
-    return predictions_from_pytorch(converted.model, converted.images(8))
+def reference(converted) -> Outputs:
+    return predictions_from_pytorch(converted.model, converted.images(8), converted.spec, converted.bundle.template)
 
 
-def moved(reference: Predictions, **changes: np.ndarray) -> Predictions:
+def moved(reference: Outputs, **changes: np.ndarray) -> Outputs:
     return reference._replace(**{name: getattr(reference, name) + change for name, change in changes.items()})
 
 
-def measure(converted, template, predicted: Predictions, reference: Predictions, tolerance_mm: float = 1.0):
+def measure(converted, template, predicted: Outputs, reference: Outputs, tolerance_mm: float = 1.0):
     truth = np.repeat(template.vertices[None], len(reference.vertices), 0)
     return accuracy(predicted, reference, truth, template, converted.spec, tolerance_mm)
 
@@ -66,6 +78,45 @@ def test_refuses(converted, template, reference, changes, what):
         check(found, "fp16", 64)
 
 
+def test_every_output_is_compared(converted, template, reference):
+    spec = dataclasses.replace(converted.spec, outputs=KNOWN_OUTPUTS)
+    images = converted.images(8)
+    whole = predictions_from_pytorch(converted.model, images, spec, template)
+    network, _ = fold(converted.model, template, outputs=KNOWN_OUTPUTS)
+    for name, limit, what in (
+        ("mesh_joints", 3.46, "joints of the mesh"),
+        ("coarse", 3.46, "coarse vertices"),
+        ("joints_px", 2.82, "projected joints"),
+    ):
+        change = 0.002 if name != "joints_px" else 2.0
+        found = fidelity(moved(whole, **{name: np.float32(change)}), whole, spec, 1.0)
+        with pytest.raises(UserError, match=f"its {what} are {limit}"):
+            check(found, "fp16", 64)
+    with torch.inference_mode():
+        folded = network(torch.from_numpy(images))
+    predicted = Outputs(**{n: values.numpy() for n, values in zip(KNOWN_OUTPUTS, folded, strict=True)})
+    check(fidelity(predicted, whole, spec, TOLERANCES_MM["fp32"]), "fp32", 64)
+
+
+def test_joints_alone_are_measured_by_the_joints_of_the_mesh(converted, template):
+    spec = dataclasses.replace(converted.spec, outputs=("camera", "joints", "mesh_joints"))
+    whole = predictions_from_pytorch(converted.model, converted.images(8), spec, template)
+    shift = np.zeros((1, 14, 3), np.float32)
+    shift[:, 5] = 0.014
+    predicted = moved(whole, mesh_joints=shift)._replace(vertices=None)
+    truth = np.repeat(template.vertices[None], 8, 0)
+    found = accuracy(predicted, whole, truth, template, spec, 10.0)
+    assert found.moved_mm == found.mesh_joints_moved_mm == pytest.approx(3**0.5, rel=1e-3)
+    assert found.mpvpe_mm is None and "mpvpe_mm" not in found.to_dict()
+    expected = template.joints("h36m14", whole.vertices)
+    assert found.mpjpe_mm - found.mpjpe_lost_mm == pytest.approx(
+        mesh_errors(whole.vertices, truth, template, "h36m14").means_mm()["mpjpe"], rel=1e-5
+    )
+    np.testing.assert_allclose(whole.mesh_joints, expected, atol=1e-6)
+    with pytest.raises(UserError, match="gives neither"):
+        fidelity(predicted._replace(mesh_joints=None), whole, spec, 1.0)
+
+
 def test_refuses_what_is_not_finite(converted, template, reference):
     with pytest.raises(UserError, match="not finite"):
         measure(converted, template, moved(reference, camera=np.float32(np.nan)), reference)
@@ -78,7 +129,7 @@ def test_a_corrupted_graph_is_seen(converted, template, reference, tmp_path):
     weight.flat[: weight.size // 50] *= 1.5
     tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
     onnx.save(model, tmp_path / "model.onnx")
-    predicted = predictions_from_onnx(tmp_path / "model.onnx", "fp32", converted.images(8))
+    predicted = predictions_from_onnx(tmp_path / "model.onnx", "fp32", converted.images(8), converted.spec)
     with pytest.raises(UserError, match="fp32 was refused"):
         check(measure(converted, template, predicted, reference, TOLERANCES_MM["fp32"]), "fp32", 64)
 

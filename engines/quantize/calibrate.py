@@ -72,6 +72,12 @@ class Magnitudes:
         return float((self.counts * np.where(clipped > 0, clipped**2, inside)).sum())
 
 
+def channel_maxima(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Return the largest magnitude (C,) of each channel of an activation."""
+    axis %= values.ndim
+    return np.abs(values).max(axis=tuple(i for i in range(values.ndim) if i != axis))
+
+
 def calibrate(
     model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[NDArray[np.float32]]
 ) -> dict[str, Magnitudes]:

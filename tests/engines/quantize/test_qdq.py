@@ -8,9 +8,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from engines.calibrate import METHODS, Magnitudes, calibrate
-from engines.quantize import FLOAT_CONVOLUTIONS, MIN_WIDTH, activations, insert_qdq, node_groups, quantise
-from metro_edge.backends.int8_twin import cpu_twin
+from engines.quantize import quantise
+from engines.quantize.calibrate import METHODS, Magnitudes, calibrate
+from engines.quantize.layers import FLOAT_CONVOLUTIONS, MIN_WIDTH, default_layers, node_names, quantisable
+from engines.quantize.qdq import activations, insert_qdq
+from metro_edge.backends.cpu_twin import cpu_twin
 from metro_edge.errors import UserError
 
 
@@ -48,35 +50,52 @@ def test_structure(int8):
         axis = next(a.i for a in node.attribute if a.name == "axis")
         assert list(constants[node.input[1]].dims) == [weight.dims[axis]] and weight.dims[axis] > 1
         assert np.abs(numpy_helper.to_array(weight)).max() == 127
-    groups = node_groups(int8)
-    assert weights > 10 and not groups.linear and not groups.convolutions  # their weights are no constants now
+    roles = {layer.role for layer in quantisable(int8)}
+    assert weights > 10 and not {"linear", "depthwise"} & roles  # their weights are no constants now
 
 
 def test_what_is_quantised(converted, int8):
-    groups = node_groups(converted.graph)
+    layers = quantisable(converted.graph)
     known = {t.name: t for t in converted.graph.graph.initializer}
     by_name = {node.name: node for node in converted.graph.graph.node}
-    assert len(groups.first) == FLOAT_CONVOLUTIONS and len(groups.attention) == 4 and groups.residuals
-    assert all(min(known[by_name[name].input[1]].dims) >= MIN_WIDTH for name in groups.linear)
+    by_role = {layer.role: [one for one in layers if one.role == layer.role] for layer in layers}
+    assert len(by_role["stem"]) == 1 and len(by_role["attention"]) == 2 and by_role["residual"]
+    assert all(min(known[by_name[layer.name].input[1]].dims) >= MIN_WIDTH for layer in by_role["linear"])
     # Block 1: qkv, attention output, two of the feed-forward part. Its residual and its output projection lead
     # straight to outputs, its input projection reads 67 features, and block 2 is 64 wide.
-    assert len(groups.linear) == 4
+    assert len(by_role["linear"]) == 4
+    chosen = default_layers(converted.graph)
+    convolutions = [layer for layer in layers if layer.role in ("stem", "convolution", "depthwise")]
+    assert not set(convolutions[:FLOAT_CONVOLUTIONS]) & set(chosen) and set(convolutions[FLOAT_CONVOLUTIONS:]) <= set(
+        chosen
+    )
     dequantised = {name for node in int8.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     readers = {n.name for n in int8.graph.node if dequantised & set(n.input)}
-    assert readers == set(groups.chosen)
+    assert readers == set(node_names(chosen))
 
 
-def test_weights_are_within_half_a_step(converted, int8):
+def test_weights_go_to_the_nearest_level(converted, int8):
+    """Within half a step, or clipped where that errs less in all."""
     constants = {t.name: numpy_helper.to_array(t) for t in int8.graph.initializer}
+    seen = 0
     for tensor in converted.graph.graph.initializer:
         if f"{tensor.name}_quantized" not in constants:
             continue
-        weight, levels = numpy_helper.to_array(tensor), constants[f"{tensor.name}_quantized"]
-        scale = constants[f"{tensor.name}_scale"]
+        weight, levels = numpy_helper.to_array(tensor), constants[f"{tensor.name}_quantized"].astype(np.float64)
         axis = 1 if weight.ndim == 2 else 0
         shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-        scale = scale.reshape(shape)
-        assert (np.abs(levels * scale - weight) <= scale * 0.501).all()
+        others = tuple(i for i in range(weight.ndim) if i != axis)
+        scale = constants[f"{tensor.name}_scale"].reshape(shape)
+        clipped = np.abs(weight) > 127 * scale
+        assert (np.abs(levels * scale - weight) <= scale * 0.501)[~clipped].all() and (
+            np.abs(levels[clipped]) == 127
+        ).all()
+        unclipped = np.abs(weight).max(axis=others, keepdims=True) / 127
+        plain = np.rint(weight / unclipped) * unclipped
+        errors = [((stored - weight) ** 2).sum(axis=others) for stored in (levels * scale, plain)]
+        assert (errors[0] <= errors[1] * 1.0001).all() and errors[0].sum() < errors[1].sum()
+        seen += 1
+    assert seen > 10
 
 
 def test_twin_is_the_same_network(converted):
@@ -87,7 +106,7 @@ def test_twin_is_the_same_network(converted):
     moved = onnx.load_from_string(cpu_twin(graph))
     kinds = [node.op_type for node in moved.graph.node]
     assert "Relu" in [n.op_type for n in onnx.load_from_string(graph).graph.node]
-    assert kinds.count("Clip") >= len(node_groups(converted.graph).residuals)
+    assert kinds.count("Clip") >= sum(layer.role == "residual" for layer in quantisable(converted.graph))
     # ... and ONNX Runtime's kernels, which round otherwise, keep it so: nearer than quantisation itself moved it.
     fast, exact = run(cpu_twin(graph), images, True), run(converted.bundle.onnx_bytes("fp32"), images, True)
     rounding, quantisation = (np.linalg.norm(v[2] - plain[2], axis=-1).mean() for v in (fast, exact))
@@ -135,7 +154,7 @@ def test_unknown_method():
 
 def test_calibration_sees_what_the_network_computes(converted):
     images = converted.images(4)
-    names = activations(converted.graph, node_groups(converted.graph).chosen)
+    names = activations(converted.graph, node_names(default_layers(converted.graph)))
     found = calibrate(converted.graph, ["images", *names], iter([images[:2], images[2:]]))
     assert found["images"].largest == pytest.approx(np.abs(images).max())
     assert all(magnitudes.largest > 0 for magnitudes in found.values())
@@ -151,7 +170,7 @@ def test_bad_calibration(converted):
 def test_channels_that_are_always_zero_stay_zero(converted):
     model = onnx.ModelProto()
     model.CopyFrom(converted.graph)
-    name = node_groups(model).linear[0]
+    name = next(layer.name for layer in quantisable(model) if layer.role == "linear")
     node = next(n for n in model.graph.node if n.name == name)
     tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
     weight = numpy_helper.to_array(tensor).copy()
