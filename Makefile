@@ -5,7 +5,9 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
-EXTRAS ?= train,export,rtx,dev
+EXTRAS ?= train,export,rtx,openvino,dev
+# Types of TensorRT for mypy alone, outside the environment: the package requires the real library.
+TENSORRT_STUBS ?= tensorrt-stubs==10.13.0.35.1
 VENV_ARGS ?=
 PYTEST_ARGS ?=
 
@@ -26,13 +28,16 @@ demo: $(RUNTIME)
 	@echo "metro-edge demo: one picture and a short clip, on the CPU (about half a minute)"
 	@$(BIN)/metro-edge demo
 
+# In two processes: TensorRT-RTX, OpenVINO and ONNX Runtime in one that goes on to fork rendering workers crashed once.
 test: lint
 	@echo "pytest: the fast tests"
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q --ignore tests/training $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q tests/training $(PYTEST_ARGS)
 
 test-slow: $(DEV)
 	@echo "pytest: the slow tests (minutes)"
-	@$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 --ignore tests/training $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 tests/training $(PYTEST_ARGS)
 
 test-gpu: $(DEV)
 	@$(BIN)/python -m pytest -q -m gpu $(PYTEST_ARGS)
@@ -62,6 +67,8 @@ $(DEV): setup.py pyproject.toml | $(BIN)/python
 	  echo "installing $(TORCH) (several minutes, about 5 GB)"; $(PIP) $(TORCH); }
 	@echo "installing metro-edge[$(EXTRAS)] (a few minutes)"
 	@$(PIP) --editable ".[$(EXTRAS)]"
+	@$(PIP) --quiet --no-deps --upgrade --target $(VENV)/stubs $(TENSORRT_STUBS)
+	@$(BIN)/python -m tests.tensorrt_types $(VENV)/stubs $(VENV)/types
 	@touch $@ $(RUNTIME)
 
 clean:
