@@ -18,10 +18,10 @@ from engines.cost import total_macs
 from engines.export import export_onnx
 from engines.fold import FOLDS, LIMIT, FoldReport, fold
 from engines.half import half
-from engines.quantize import METHOD, quantise
-from engines.quantize.calibrate import METHODS
+from engines.quantize import DATA, METHOD, METHODS, ROUNDINGS, quantise
 from engines.samples import Images, Sources
 from engines.simplify import simplify
+from engines.usage import Usage
 from engines.verify import (
     BATCH,
     TOLERANCES_MM,
@@ -64,6 +64,7 @@ class Settings:
         verify_samples: held-out samples that every precision is compared with PyTorch on.
         seed: of the held-out samples; None takes the run's validation seed.
         method: of choosing INT8 ranges, see engines.quantize.calibrate.
+        rounding: of INT8 weights, see engines.quantize.quantise.
         tolerances_mm: precision -> largest mean distance from PyTorch, for those that differ from TOLERANCES_MM.
         data: folder of generated samples; None takes the run's.
         pictures: folder of the user's pictures of one person each, to calibrate and verify on instead of generated
@@ -81,6 +82,7 @@ class Settings:
     verify_samples: int = 64
     seed: int | None = None
     method: str = METHOD
+    rounding: str = DATA
     tolerances_mm: Mapping[str, float] = field(default_factory=dict)
     data: Path | None = None
     pictures: Path | None = None
@@ -101,6 +103,8 @@ class Settings:
             )
         if self.method not in METHODS:
             raise UserError(f"unknown calibration method {self.method!r}; known: {', '.join(METHODS)}")
+        if self.rounding not in ROUNDINGS:
+            raise UserError(f"unknown rounding of weights {self.rounding!r}; known: {', '.join(ROUNDINGS)}")
         for precision, value in self.tolerances_mm.items():
             if not value > 0:
                 raise UserError(f"the tolerance of {precision} must be a positive number of mm, got {value}")
@@ -110,7 +114,13 @@ class Settings:
         return float(self.tolerances_mm.get(precision, TOLERANCES_MM[precision]))
 
 
-def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callable[[str], None] = print) -> Bundle:
+def convert(
+    checkpoint_path: Path,
+    output: Path,
+    settings: Settings,
+    say: Callable[[str], None] = print,
+    usage: Usage | None = None,
+) -> Bundle:
     """Convert a checkpoint and write its bundle.
 
     Args:
@@ -118,11 +128,13 @@ def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callab
         output: folder or .zip; an older bundle there is replaced.
         settings: see Settings.
         say: takes one line of text per step.
+        usage: counts stages.
 
     Raises:
         UserError: a checkpoint, setting or place that cannot be used, or a precision that errs beyond its
             tolerance. Nothing is written then.
     """
+    usage = usage or Usage()
     # Known now rather than after minutes of work.
     check_replaceable(output)
     checkpoint = _load(checkpoint_path, settings, say)
@@ -136,21 +148,24 @@ def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callab
     held_out = sources.for_verification()
     images, truth = held_out.all()
     with staging_folder(output.resolve().parent) as staging:
+        say(f"read checkpoint and pictures: {usage.stage()}")
         reference = predictions_from_pytorch(checkpoint.model, images, spec, template)
+        say(f"run PyTorch: {usage.stage()}")
         network, report = fold(checkpoint.model, template, settings.folds, spec.outputs)
         _tell(report, settings, say)
+        say(f"fold: {usage.stage()}")
         passport = _passport(checkpoint, settings) | {"folds": report.to_dict()}
         # An accuracy speaks of meshes too.
         section = "accuracy" if truth is not None and "vertices" in spec.outputs else "verification"
         passport[section] = _verification_head(held_out, reference, truth, template, spec)
-        say(f"export {spec.name} to ONNX")
         # Through a file: what PyTorch and Python hold of a large network need not be held twice while it is simplified.
         exported = staging / "exported.onnx"
         onnx.save(export_onnx(network, spec, checkpoint.sha256), exported)
         del checkpoint, network
         model = simplify(exported)
         exported.unlink()
-        say(f"graph of {len(model.graph.node)} nodes, {total_macs(model) / 1e6:.1f} M multiply-adds for one image")
+        nodes, macs = len(model.graph.node), total_macs(model) / 1e6
+        say(f"export {spec.name} to ONNX: {nodes} nodes, {macs:.1f} M multiply-adds for one image; {usage.stage()}")
         files = {}
         for precision in PRECISIONS:
             if precision not in settings.precisions:
@@ -166,7 +181,7 @@ def convert(checkpoint_path: Path, output: Path, settings: Settings, say: Callab
                 if truth is None
                 else accuracy(predicted, reference, truth, template, spec, tolerance)
             )
-            say(_line(precision, path, found))
+            say(f"{_line(precision, path, found)}; {usage.stage()}")
             check(found, precision, spec.image_size)
             passport |= about
             passport[section]["precisions"][precision] = found.to_dict()
@@ -230,8 +245,13 @@ def _graph(
                 yield batch
                 bar.update(len(batch))
 
-        graph = quantise(model, shown(), settings.method)
-    about = {"samples": images.count, "method": settings.method, "images_sha256": digest.hexdigest()}
+        graph = quantise(model, shown(), settings.method, rounding=settings.rounding)
+    about = {
+        "samples": images.count,
+        "method": settings.method,
+        "rounding": settings.rounding,
+        "images_sha256": digest.hexdigest(),
+    }
     return graph, {"calibration": {"data": images.data, **images.about, **about}}
 
 

@@ -1,4 +1,4 @@
-"""What a conversion took: time and the process's peak memory."""
+"""What work took, by stages: time and the process's peak memory."""
 
 from __future__ import annotations
 
@@ -6,22 +6,43 @@ import sys
 import time
 from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Usage:
-    """Counts from its creation."""
+    """Counts from its creation; printed, it says what all stages took together.
+
+    Attributes:
+        peak_mb: the most resident memory so far, in MB (10^6 bytes); None where unknown (Windows).
+    """
 
     def __init__(self) -> None:
-        self.start = time.perf_counter()
+        self.start = self._stage_start = time.perf_counter()
+        self._earlier_mb = 0.0
+        _reset_peak()
+
+    @property
+    def peak_mb(self) -> float | None:
+        """See above."""
+        now = peak_memory_mb()
+        return None if now is None else max(now, self._earlier_mb)
+
+    def stage(self) -> str:
+        """End a stage and return what it took; its peak is its own where the system can forget peaks (Linux)."""
+        now = time.perf_counter()
+        seconds, peak = now - self._stage_start, peak_memory_mb()
+        self._stage_start = now
+        if peak is not None:
+            self._earlier_mb = max(self._earlier_mb, peak)
+            _reset_peak()
+        return _words(seconds, peak)
 
     def __str__(self) -> str:
-        seconds, peak = time.perf_counter() - self.start, peak_memory_mb()
-        return f"{seconds:.0f} s" + ("" if peak is None else f", peak memory {peak / 1000:.1f} GB")
+        return _words(time.perf_counter() - self.start, self.peak_mb)
 
 
 def peak_memory_mb() -> float | None:
-    """Return the most resident memory that this process has had, in MB (10^6 bytes); None where unknown (Windows)."""
+    """Return the most resident memory of this process since its peak was forgotten, or ever, in MB (10^6 bytes)."""
     # Linux's getrusage starts from the peak of the process that started this one, however large that was.
     if _STATUS.exists():
         for line in _STATUS.read_text().splitlines():
@@ -33,3 +54,15 @@ def peak_memory_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def _reset_peak() -> None:
+    """Let the peak count from now on, where the system can (Linux: proc(5), clear_refs)."""
+    try:
+        _RESET.write_text("5")
+    except OSError:
+        return  # then peaks of stages are those of everything before too
+
+
+def _words(seconds: float, peak_mb: float | None) -> str:
+    return f"{seconds:.0f} s" + ("" if peak_mb is None else f", peak memory {peak_mb / 1000:.1f} GB")

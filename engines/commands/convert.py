@@ -28,7 +28,10 @@ def add_parser(subparsers: Any) -> None:
         "--precision", nargs="+", default=list(PRECISIONS), metavar="P", help="of fp32 fp16 int8 (default: all)"
     )
     parser.add_argument("--calibration-samples", type=int, default=256, help="training samples for INT8 (256)")
-    parser.add_argument("--calibration", default="mse", metavar="M", help="mse (default), percentile or max")
+    parser.add_argument("--calibration", default="mse", metavar="M", help="mse (default), percentile, entropy or max")
+    parser.add_argument(
+        "--rounding", default="data", metavar="R", help="of INT8 weights: on data (default), or nearest, which is quick"
+    )
     parser.add_argument("--verify-samples", type=int, default=64, help="held-out samples to compare on (64)")
     parser.add_argument("--seed", type=int, help="of the held-out samples (default: the run's validation seed)")
     parser.add_argument(
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         verify_samples=args.verify_samples,
         seed=args.seed,
         method=args.calibration,
+        rounding=args.rounding,
         tolerances_mm=tolerances_from_text(args.tolerance_mm),
         data=args.data,
         pictures=args.pictures,
@@ -77,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         outputs=tuple(args.outputs),
         **({"folds": ()} if args.no_fold else {}),
     )
-    bundle = convert(args.checkpoint, args.output, settings)
+    bundle = convert(args.checkpoint, args.output, settings, usage=usage)
     entries = bundle.passport["files"].values()
     size = sum(entry["bytes"] for entry in entries) / 1e6
     print(f"wrote {args.output}: {', '.join(bundle.precisions)}, {size:.1f} MB; {usage}")

@@ -54,6 +54,10 @@ def add_parser(subparsers: Any) -> None:
         help="move outliers of activations into weights (default: where it helps)",
     )  # fmt: skip
     group.add_argument(
+        "--rounding", action=argparse.BooleanOptionalAction,
+        help="round INT8 weights on data, not each to its nearest level (default: where it helps)",
+    )  # fmt: skip
+    group.add_argument(
         "--detail", choices=("auto", "layers", "groups"), default="auto",
         help="measure each layer, or neighbours together first (auto: by the size of the network)",
     )  # fmt: skip
@@ -86,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         calibration_samples=args.calibration_samples,
         method=args.method,
         smooth=args.smooth,
+        rounding=args.rounding,
         precisions=tuple(args.precisions),
         backend=args.backend or "onnxruntime",
         threads=args.threads,

@@ -4,6 +4,18 @@ from engines.quantize.calibrate import METHODS
 from engines.quantize.layers import Layer, default_layers, quantisable
 from engines.quantize.mixed import mixed
 from engines.quantize.qdq import insert_qdq
-from engines.quantize.recipe import METHOD, quantise
+from engines.quantize.recipe import DATA, METHOD, NEAREST, ROUNDINGS, quantise
 
-__all__ = ["METHOD", "METHODS", "Layer", "default_layers", "insert_qdq", "mixed", "quantisable", "quantise"]
+__all__ = [
+    "DATA",
+    "METHOD",
+    "METHODS",
+    "NEAREST",
+    "ROUNDINGS",
+    "Layer",
+    "default_layers",
+    "insert_qdq",
+    "mixed",
+    "quantisable",
+    "quantise",
+]

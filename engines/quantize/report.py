@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engines.quantize.calibration import WORDS
 from engines.quantize.plots import plot_front, plot_sensitivity
 from metro_edge.files import output_folder, write_bytes, write_json
 
@@ -95,14 +96,20 @@ def _calibration(report: Mapping[str, Any]) -> str:
     about = report["calibration"]
     compared = [row for row in about.get("compared", []) if row["loss"]]
     text = f"## Calibration\n\n{about['data']}, {about['samples']} samples; method {about['method']}"
-    text += ", smoothed." if about.get("smoothed") else "."
+    text += ", smoothed" if about.get("smoothed") else ""
+    text += f", weights {WORDS[about['rounding']]}." if "rounding" in about else "."
     if not compared:
         return text
     rows = [
-        [row["method"], row["graph"], *(_with_error(row["loss"], name) for name in ("mpjpe", "mpvpe", "moved"))]
+        [
+            row["method"],
+            row["graph"],
+            WORDS[row["weights"]],
+            *(_with_error(row["loss"], name) for name in ("mpjpe", "mpvpe", "moved")),
+        ]
         for row in compared
     ]
-    head = ["method", "graph", "MPJPE lost", "MPVPE lost", "moved"]
+    head = ["method", "graph", "weights", "MPJPE lost", "MPVPE lost", "moved"]
     return f"{text} The default layers in {report_kind(report)}:\n\n{_table(head, rows)}"
 
 

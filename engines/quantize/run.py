@@ -36,7 +36,7 @@ from metro_edge.devices import device
 from metro_edge.errors import UserError
 from metro_edge.files import output_folder
 
-VERSION = 1  # of what is measured and how; results of another one are not taken over
+VERSION = 2  # of what is measured and how; results of another one are not taken over
 ROUNDS = 4  # searches at most, each with a smaller budget, when results fail on samples that they have not seen
 PROVEN = 3  # mixes of a search that are tried on those samples, fastest first
 SHARE = 0.1  # of the budget, below which FP16 as a whole is not worth measuring layer by layer
@@ -162,7 +162,7 @@ class _Run:
         return quantisable(self.model)
 
     def make(self, model: onnx.ModelProto, choice: Mapping[str, str]) -> onnx.ModelProto:
-        return mixed(model, choice, self.calibrated.thresholds)
+        return mixed(model, choice, self.calibrated.thresholds, self.calibrated.rounded)
 
     def graph(self, choice: Mapping[str, str]) -> onnx.ModelProto:
         lower = {name: p for name, p in choice.items() if p != REFERENCE}

@@ -32,6 +32,7 @@ class Settings:
         calibration_samples: that set ranges.
         method: of calibration, or `best` to compare all.
         smooth: move outliers of activations into weights; None compares both.
+        rounding: round INT8 weights on data, not each to its nearest level; None compares both.
         precisions: that layers may have besides fp32; one of int8 and fp8 at most.
         backend: whose times count, unless a device is given.
         threads: of the backend; None leaves it to it.
@@ -52,6 +53,7 @@ class Settings:
     calibration_samples: int = 256
     method: str = BEST
     smooth: bool | None = None
+    rounding: bool | None = None
     precisions: tuple[str, ...] = ("int8", "fp16")
     backend: str = "onnxruntime"
     threads: int | None = None

@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metro_edge.errors import UserError
-from metro_edge.files import output_folder, reason
+from metro_edge.files import output_folder, reason, replacing
 
 T = TypeVar("T")
 FILE = "results.jsonl"
@@ -75,6 +76,22 @@ class Store:
         if key not in self._values:
             self.put(key, make())
         return self._values[key]
+
+    def remember_arrays(self, key: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+        """Return arrays by name, made first and kept in a file of their own if they are not there."""
+        path = None if self.path is None else self.path.with_name(f"{key[:32]}.npz")
+        if path is not None and key in self._values and path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    return {name: file[name] for name in file.files}
+            except (OSError, ValueError, BadZipFile):
+                pass  # damaged: made again
+        made = make()
+        if path is not None:
+            with replacing(path) as partial:
+                np.savez(partial, **made)  # type: ignore[arg-type]
+            self.remember(key, lambda: path.name)
+        return made
 
     def _read(self, path: Path) -> None:
         try:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -26,17 +23,14 @@ from tests.reference_weights import reference_images
 from tests.released_files import (
     SMALL_BODY,
     SMALL_HAND,
-    body_with,
     made_body,
     released_shapes,
     released_state,
     standing_state,
-    write_reference,
 )
 from tests.smpl_files import metro_folder
 from training.bodies import body_template
-from training.checkpoint import load_any, template_points
-from training.model import Metro, load_released, preset
+from training.checkpoint import load_any
 
 # The weights are made up, so what FP16 and INT8 lose means nothing; the reference's outputs are of many metres.
 LOOSE = ["--tolerance-mm", "fp32=1", "fp16=1000", "int8=100000"]
@@ -200,63 +194,3 @@ def test_from_metros_folder_to_smpl_parameters(pictures, tmp_path, capsys):
     # At rest in camera axes: the root turned by half a turn about x, so that y points down.
     turned = cv2.Rodrigues(values["pose"][0, :3].astype(np.float64))[0]
     assert np.degrees(np.arccos((np.trace(turned @ np.diag((1.0, -1.0, -1.0))) - 1) / 2)) < 15
-
-
-@pytest.mark.slow
-def test_hrnet_w40_from_the_file_to_onnx_runtime(pictures, tmp_path):
-    """No original outputs exist for W40: the answer is the network built directly and filled entry by entry."""
-    config = preset("metro_body_hrnet_w40")
-    body, state = made_body(config), released_state(released_shapes(config))
-    torch.save(state, tmp_path / "state_dict.bin")
-    body.save(tmp_path / "body.npz")
-    model = Metro(config, *template_points(body, config)).eval()
-    assert load_released(model, state).missing == ()
-    del state
-    images = reference_images(2)
-    with torch.inference_mode():
-        expected = model(torch.from_numpy(images))
-        imported = load_any(tmp_path / "state_dict.bin", body)
-        again = imported.model(torch.from_numpy(images))
-    assert imported.config.model == config
-    for wanted, got in ((expected.camera, again.camera), (expected.vertices[-1], again.vertices[-1])):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)  # weights mapped from a file are summed otherwise
-    assert (expected.vertices[-1][0] - expected.vertices[-1][1]).abs().max() > 1e-3  # it looks at the pictures
-    del imported, model
-    command = ["convert", str(tmp_path / "state_dict.bin"), "--body", f"smpl={tmp_path / 'body.npz'}"]
-    more = ["--precision", "fp32", "--pictures", str(pictures), "--verify-samples", "1", *LOOSE[:2]]
-    assert main([*command, "-o", str(tmp_path / "bundle"), *more]) == 0
-    (tmp_path / "state_dict.bin").unlink()
-    bundle = Bundle.load(tmp_path / "bundle")
-    assert bundle.spec.name == "metro_body_hrnet_w40"
-    with open_session(bundle, "fp32", "onnxruntime") as session:
-        found = session.infer(images)
-    for wanted, got in (
-        (expected.camera, found.camera), (expected.joints, found.joints), (expected.vertices[-1], found.vertices),
-    ):  # fmt: skip
-        assert np.abs(got - wanted.numpy()).max() <= 1e-4 * np.abs(wanted.numpy()).max()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("network", ["metro_body_resnet50", "metro_body_hrnet_w64", "metro_hand_hrnet_w64"])
-def test_parity_with_the_released_code_end_to_end(network, pictures, tmp_path):
-    """State dictionary -> bundle -> ONNX Runtime, against the original implementation's outputs."""
-    config = preset(network)
-    reference = write_reference(tmp_path / "state_dict.bin", network)
-    body_with(config, reference["template_joints"], reference["template_vertices"]).save(tmp_path / "body.npz")
-    command = ["convert", str(tmp_path / "state_dict.bin"), "--body", f"{config.body}={tmp_path / 'body.npz'}"]
-    more = ["--precision", "fp32", "--pictures", str(pictures), "--verify-samples", "1", *LOOSE[:2]]
-    # A process of its own, so that the peak memory it states is its own.
-    done = subprocess.run(
-        [sys.executable, "-m", "engines", *command, "-o", str(tmp_path / "bundle"), *more],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    stated = re.search(r"peak memory ([\d.]+) GB", done.stdout)
-    assert stated is None or float(stated[1]) < 6.0  # None on Windows
-    (tmp_path / "state_dict.bin").unlink()  # nearly a GB
-    with open_session(Bundle.load(tmp_path / "bundle"), "fp32", "onnxruntime") as session:
-        found = session.infer(reference_images(2, int(reference["image_seed"])))
-    full = f"vertices_{config.vertex_levels[-1]}"
-    for name, got in (("camera", found.camera), ("joints", found.joints), (full, found.vertices)):
-        wanted = reference[name]
-        assert np.abs(got - wanted).max() <= 1e-4 * np.abs(wanted).max(), name

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from engines.quantize import quantise
+from engines.quantize import ROUNDINGS, quantise
 from engines.quantize.calibrate import METHODS, Magnitudes, calibrate
 from engines.quantize.layers import FLOAT_CONVOLUTIONS, MIN_WIDTH, default_layers, node_names, quantisable
 from engines.quantize.qdq import activations, insert_qdq
@@ -74,9 +74,11 @@ def test_what_is_quantised(converted, int8):
     assert readers == set(node_names(chosen))
 
 
-def test_weights_go_to_the_nearest_level(converted, int8):
+def test_weights_go_to_the_nearest_level_where_none_are_rounded_on_data(converted):
     """Within half a step, or clipped where that errs less in all."""
-    constants = {t.name: numpy_helper.to_array(t) for t in int8.graph.initializer}
+    chosen = node_names(default_layers(converted.graph))
+    graph = insert_qdq(converted.graph, chosen, dict.fromkeys(activations(converted.graph, chosen), 4.0))
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
     seen = 0
     for tensor in converted.graph.graph.initializer:
         if f"{tensor.name}_quantized" not in constants:
@@ -137,19 +139,33 @@ def test_threshold(method):
     assert seen.largest == pytest.approx(40.0)
     # Clipping 40 to t costs (40 - t)^2, rounding 200,000 values in steps of t / 127 costs 200,000 / 12 (t / 127)^2:
     # the sum is least at 40 / (1 + 200,000 / (12 * 127^2)).
-    expected = {"max": 40.0, "mse": 40 / (1 + 200_000 / (12 * 127**2)), "percentile": before}[method]
+    expected = {"max": 40.0, "mse": 40 / (1 + 200_000 / (12 * 127**2)), "percentile": before, "entropy": before}[method]
     assert seen.threshold(method) == pytest.approx(expected, rel=0.05)
+
+
+def test_entropy_keeps_all_levels_of_an_even_distribution_and_clips_a_thin_tail():
+    even, tailed = Magnitudes(), Magnitudes()
+    random = np.random.default_rng(0)
+    even.add(random.uniform(-1, 1, 300_000))
+    assert even.threshold("entropy") == pytest.approx(1.0, rel=0.01)
+    # A tail of 30 values up to 50 behind 300,000 of a normal distribution: levels of 0.39 would tell little of it.
+    tailed.add(np.concatenate([random.normal(size=300_000), random.uniform(5, 50, 30)]))
+    assert 3.0 < tailed.threshold("entropy") < 8.0
+    # ReLU's zeros lie on a level whatever the threshold is, and say nothing.
+    with_zeros = Magnitudes()
+    with_zeros.add(np.concatenate([random.uniform(0, 1, 30_000), np.zeros(3_000_000)]))
+    assert with_zeros.threshold("entropy") == pytest.approx(1.0, rel=0.02)
 
 
 def test_threshold_of_nothing_but_zeros():
     seen = Magnitudes()
     seen.add(np.zeros((2, 3)))
-    assert [seen.threshold(method) for method in METHODS] == [0.0] * 3
+    assert [seen.threshold(method) for method in METHODS] == [0.0] * 4
 
 
 def test_unknown_method():
-    with pytest.raises(UserError, match="unknown calibration method 'entropy'"):
-        Magnitudes().threshold("entropy")
+    with pytest.raises(UserError, match="unknown calibration method 'median'"):
+        Magnitudes().threshold("median")
 
 
 def test_calibration_sees_what_the_network_computes(converted):
@@ -160,7 +176,20 @@ def test_calibration_sees_what_the_network_computes(converted):
     assert all(magnitudes.largest > 0 for magnitudes in found.values())
 
 
+def test_rounding_on_data_moves_the_mesh_less(converted):
+    images = converted.images(8)
+    exact = run(converted.graph.SerializeToString(), images, optimise=True)[2]
+    moved = {}
+    for rounding in ROUNDINGS:
+        graph = quantise(converted.graph, iter([images]), rounding=rounding).SerializeToString()
+        found = run(cpu_twin(graph), images, optimise=True)[2]
+        moved[rounding] = np.linalg.norm(found - exact, axis=-1).mean()
+    assert moved["data"] < 0.9 * moved["nearest"]
+
+
 def test_bad_calibration(converted):
+    with pytest.raises(UserError, match="unknown rounding of weights 'up'; known: data, nearest"):
+        quantise(converted.graph, iter([converted.images(1)]), rounding="up")
     with pytest.raises(UserError, match="no image to calibrate on"):
         quantise(converted.graph, iter([]))
     with pytest.raises(UserError, match="not finite"):
