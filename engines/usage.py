@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from metro_edge.machine import peak_memory_mb
+
+_RESET = Path("/proc/self/clear_refs")
 
 
 class Usage:
@@ -39,21 +40,6 @@ class Usage:
 
     def __str__(self) -> str:
         return _words(time.perf_counter() - self.start, self.peak_mb)
-
-
-def peak_memory_mb() -> float | None:
-    """Return the most resident memory of this process since its peak was forgotten, or ever, in MB (10^6 bytes)."""
-    # Linux's getrusage starts from the peak of the process that started this one, however large that was.
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def _reset_peak() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -84,6 +85,22 @@ def power_mode(root: Path = Path("/")) -> str | None:
         names = ""
     named = re.search(rf"^\s*<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S+)", names, re.MULTILINE)
     return named[1] if named else f"mode {number}"
+
+
+def peak_memory_mb() -> float | None:
+    """Return the most resident memory that this process has had, in MB (10^6 bytes); None where unknown (Windows)."""
+    # Linux's getrusage starts from the peak of the process that started this one, however large that was.
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def _memory_gb() -> float | None:

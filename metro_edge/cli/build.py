@@ -121,12 +121,15 @@ def _options(args: argparse.Namespace) -> BuildOptions:
 
 
 def _say(path: Path, info: PlanInfo, seconds: float | None) -> None:
+    from metro_edge.machine import peak_memory_mb
     from metro_edge.plans import PlanInfo
 
     batches = " and ".join(
         f"batch {p.largest}" if p.smallest == p.largest else f"batch {p.smallest} to {p.largest}" for p in info.profiles
     )
     took = "from the cache" if seconds is None else f"{seconds:.0f} s"
+    if seconds is not None and (peak := peak_memory_mb()) is not None:
+        took += f", peak memory {peak / 1000:.1f} GB"
     print(
         f"{path}: {info.precision}, {batches}, {info.plan_bytes / 1e6:.1f} MB, "
         f"{info.library} {info.library_version}, {took}"

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.usage import Usage, peak_memory_mb
+from engines.usage import Usage
+from metro_edge.machine import peak_memory_mb
 
 ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are forgotten on Linux alone")
@@ -38,6 +39,6 @@ def test_each_stage_has_its_own_peak_and_the_whole_the_highest():
 @linux
 def test_a_process_does_not_count_what_the_one_that_started_it_held():
     values = np.ones(120_000_000)  # 960 MB
-    code = "from engines.usage import peak_memory_mb; print(peak_memory_mb())"
+    code = "from metro_edge.machine import peak_memory_mb; print(peak_memory_mb())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert values.nbytes / 1e6 > 900 and 5 < float(done.stdout) < 300
