@@ -10,6 +10,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+MAX_RATIO = 100  # of unpacked to packed bytes; weights pack by less than 2, deflate by 1032 at most
+FREE_BYTES = 1 << 20  # may pack as they like
 MAX_DIRECTORY_BYTES = 1 << 20  # some twenty thousand entries; a bundle has six, its body a few dozen
 
 # What zipfile raises over damaged or foreign archives, opening them or reading entries.
@@ -40,6 +42,15 @@ def open_archive(source: Path | io.BytesIO) -> zipfile.ZipFile:
     # ZipFile leaves files that it was given open, unless told that it opened them.
     archive._filePassed = 0  # type: ignore[attr-defined]
     return archive
+
+
+def check_ratio(entry: zipfile.ZipInfo) -> None:
+    """Raise zipfile.BadZipFile for an entry of more than FREE_BYTES that unpacks to over MAX_RATIO times its size.
+
+    A reader gets no more bytes than the entry claims, whatever is packed in it.
+    """
+    if entry.file_size > max(FREE_BYTES, MAX_RATIO * entry.compress_size):
+        raise zipfile.BadZipFile(f"{entry.compress_size} packed bytes claim to be {entry.file_size}")
 
 
 class _Bounded(io.RawIOBase):

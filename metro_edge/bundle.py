@@ -4,7 +4,7 @@
 | --- | --- |
 | spec.json | ModelSpec |
 | body.npz | BodyTemplate |
-| model.fp32.onnx, model.fp16.onnx, model.int8.onnx | the network; a bundle has at least one of them |
+| model.fp32.onnx, model.fp16.onnx, model.int8.onnx, model.fp8.onnx | the network; a bundle has at least one of them |
 | passport.json | where the model comes from, what it loses, and the hash of every file above |
 
 passport.json is an object with
@@ -41,14 +41,14 @@ from typing import Any
 
 import numpy as np
 
-from metro_edge.archives import ZIP_ERRORS, open_archive
+from metro_edge.archives import ZIP_ERRORS, check_ratio, open_archive
 from metro_edge.errors import BundleError, UserError
 from metro_edge.files import reason, replacing, sha256_of, staging_folder
 from metro_edge.onnx_guard import check_onnx
 from metro_edge.passport import ACCURACY_KEYS as ACCURACY_KEYS
 from metro_edge.passport import MENDING, SCHEMA_VERSION, parse_passport, passport_bytes
 from metro_edge.passport import PASSPORT_FILE as PASSPORT_FILE
-from metro_edge.spec import PRECISIONS, ModelSpec, check_precision
+from metro_edge.spec import GRAPHS, ModelSpec, check_precision
 from metro_edge.template import BodyTemplate
 
 SPEC_FILE, BODY_FILE = "spec.json", "body.npz"
@@ -61,7 +61,7 @@ _ONNX_LIMIT = 2048 * _MIB  # of one protobuf message
 
 def onnx_file(precision: str) -> str:
     """Return the name of the ONNX file of a precision in a bundle."""
-    return f"model.{check_precision(precision)}.onnx"
+    return f"model.{check_precision(precision, GRAPHS)}.onnx"
 
 
 def shipped_bundle_path() -> Path:
@@ -113,8 +113,8 @@ class Bundle:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """The precisions that the bundle has, of fp32, fp16, int8."""
-        return tuple(p for p in PRECISIONS if onnx_file(p) in self.passport["files"])
+        """The precisions that the bundle has, of fp32, fp16, int8, fp8."""
+        return tuple(p for p in GRAPHS if onnx_file(p) in self.passport["files"])
 
     def onnx_bytes(self, precision: str) -> bytes:
         """Return the ONNX file of a precision, checked against its hash and by `metro_edge.onnx_guard`.
@@ -145,7 +145,7 @@ class Bundle:
 
     def accuracy(self, precision: str) -> dict[str, float] | None:
         """Return the passport's millimetres (ACCURACY_KEYS) of a precision, None where it has none."""
-        values = self.passport.get("accuracy", {}).get("precisions", {}).get(check_precision(precision))
+        values = self.passport.get("accuracy", {}).get("precisions", {}).get(check_precision(precision, GRAPHS))
         return None if values is None else {key: float(values[key]) for key in ACCURACY_KEYS}
 
     def _onnx_name(self, precision: str) -> str:
@@ -253,7 +253,7 @@ def _file_entry(path: Path) -> dict[str, Any]:
 
 def _parse_passport(content: bytes, name: str) -> dict[str, Any]:
     needed = (SPEC_FILE, BODY_FILE)
-    return parse_passport(content, name, needed, (*needed, *(onnx_file(p) for p in PRECISIONS)))
+    return parse_passport(content, name, needed, (*needed, *(onnx_file(p) for p in GRAPHS)))
 
 
 def _read_template(data: bytes) -> BodyTemplate:
@@ -342,6 +342,7 @@ class _Store:
 
     def _read_zipped(self, name: str, limit: int) -> bytes:
         with open_archive(self.path) as archive, archive.open(self.prefix + name) as file:
+            check_ratio(archive.getinfo(self.prefix + name))
             out = io.BytesIO()
             while (chunk := file.read(min(_MIB, limit + 1 - out.tell()))) and out.tell() <= limit:
                 out.write(chunk)

@@ -13,6 +13,8 @@ from metro_edge.joints import JointSet, joint_set
 
 SCHEMA_VERSION = 2  # 1 had no outputs
 PRECISIONS = ("fp32", "fp16", "int8")
+GRAPHS = (*PRECISIONS, "fp8")  # that a bundle may hold; fp8 is for GPUs and comes of `python -m engines quantize`
+LEAST_SIZE, MOST_SIZE = 32, 4096  # pixels of an input's side
 CROP_RULES = ("box_area", "box_bilinear", "metro_eval", "metro_demo")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -68,9 +70,9 @@ class ModelSpec:
         self._check_outputs()
         if self.crop_rule not in CROP_RULES:
             raise UserError(f"unknown crop rule {self.crop_rule!r}; known: {', '.join(CROP_RULES)}")
-        if self.image_size < 32 or self.vertex_count < 1:
+        if not LEAST_SIZE <= self.image_size <= MOST_SIZE or self.vertex_count < 1:
             raise UserError(
-                f"spec {self.name!r}: image_size {self.image_size} must be at least 32 and "
+                f"spec {self.name!r}: image_size {self.image_size} must be {LEAST_SIZE} to {MOST_SIZE} and "
                 f"vertex_count {self.vertex_count} at least 1"
             )
         if not (self.box_scale > 0 and all(s > 0 for s in self.std)):
@@ -135,8 +137,8 @@ class ModelSpec:
             raise UserError(f"spec.json has a value of the wrong kind: {error}") from None
 
 
-def check_precision(precision: str) -> str:
-    """Return `precision`; raises UserError when it is not one of fp32, fp16, int8."""
-    if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+def check_precision(precision: str, known: tuple[str, ...] = PRECISIONS) -> str:
+    """Return `precision`; raises UserError when it is not one of `known`, by default fp32, fp16, int8."""
+    if precision not in known:
+        raise UserError(f"unknown precision {precision!r}; known: {', '.join(known)}")
     return precision

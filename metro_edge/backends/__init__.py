@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metro_edge.errors import PredictionError, UserError
-from metro_edge.spec import ModelSpec, check_precision
+from metro_edge.spec import GRAPHS, ModelSpec, check_precision
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -66,7 +66,7 @@ class Session(ABC):
 
     Attributes:
         spec: of the network.
-        precision: fp32, fp16 or int8.
+        precision: fp32, fp16, int8 or fp8.
         device: what runs it, in words, such as `onnxruntime 1.23.0 CPUExecutionProvider`.
     """
 
@@ -79,7 +79,7 @@ class Session(ABC):
 
         Raises:
             UserError: images of another shape or type, or a session that is closed.
-            PredictionError: the network returned other shapes than its spec says.
+            PredictionError: the network failed, or returned other shapes than its spec says.
         """
         size = self.spec.image_size
         if images.dtype != np.float32 or images.ndim != 4 or images.shape[1:] != (3, size, size):
@@ -133,7 +133,7 @@ def open_session(bundle: Bundle, precision: str = "fp32", backend: str = "onnxru
 
     Args:
         bundle: a loaded bundle.
-        precision: fp32, fp16 or int8.
+        precision: fp32, fp16, int8 or fp8, which no CPU computes in: it is run with floats, as Q and DQ are defined.
         backend: one of BACKENDS.
         options: of the backend's session class, such as `threads` and `affinity`.
 
@@ -142,7 +142,7 @@ def open_session(bundle: Bundle, precision: str = "fp32", backend: str = "onnxru
         MissingExtraError: the backend's library is not installed.
         BundleError: the bundle lacks that precision, or its file is altered or not the spec's network.
     """
-    check_precision(precision)
+    check_precision(precision, GRAPHS)
     open_it: Callable[..., Session]
     if backend == "onnxruntime":
         from metro_edge.backends.onnxruntime import OnnxRuntimeSession

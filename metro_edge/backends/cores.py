@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from metro_edge.errors import UserError
+from metro_edge.machine import usable_cores
 
 
 def check_cores(threads: int | None, affinity: Sequence[int] | None) -> tuple[int | None, tuple[int, ...] | None]:
@@ -18,11 +19,14 @@ def check_cores(threads: int | None, affinity: Sequence[int] | None) -> tuple[in
         affinity: numbers of cores, as the operating system counts them, one for each thread.
 
     Raises:
-        UserError: fewer than one thread, cores that this process may not use, named twice, of another number than
-            the threads, or a system that pins no threads.
+        UserError: fewer than one thread or more than cores that this process may use, cores that it may not use,
+            named twice, of another number than the threads, or a system that pins no threads.
     """
-    if threads is not None and threads < 1:
-        raise UserError(f"the number of threads must be at least 1, got {threads}")
+    most = usable_cores()
+    if threads is not None and not 1 <= threads <= most:  # engines' threads spin: more than cores cost seconds a call
+        raise UserError(
+            f"the number of threads must be 1 to {most}, the cores that this process may use; got {threads}"
+        )
     if affinity is None:
         return threads, None
     cores = tuple(affinity)

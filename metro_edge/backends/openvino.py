@@ -13,7 +13,7 @@ from metro_edge.backends import FloatArray, Outputs, Session
 from metro_edge.backends.cores import check_cores, running_on
 from metro_edge.backends.cpu_twin import OPENVINO_REWRITINGS, rewrite
 from metro_edge.backends.saturation import saturates
-from metro_edge.errors import BundleError, MissingExtraError, UserError
+from metro_edge.errors import BundleError, MissingExtraError, PredictionError, UserError
 from metro_edge.spec import INPUT_NAME, ModelSpec
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class OpenVinoSession(Session):
 
     Args:
         bundle: a loaded bundle.
-        precision: fp32, fp16 or int8.
+        precision: fp32, fp16, int8 or fp8.
         threads: CPU threads of one inference; None leaves it to OpenVINO, which takes all physical cores.
         affinity: numbers of the cores that the threads run on, one for each; None leaves it to OpenVINO. The thread
             that calls `infer` is one of them and is kept on these cores during the call.
@@ -62,6 +62,9 @@ class OpenVinoSession(Session):
         if precision == "int8" and products_saturate():
             self._properties |= _NO_INTEGERS
             self.device += ", int8 computed in float32: this CPU's integer products saturate"
+        elif precision == "fp8":
+            self.device += ", fp8 computed in float32"
+        self._name = name
         self.spec = bundle.spec
         self.precision = precision
         self._requests: dict[bool, Any] = {}
@@ -90,10 +93,13 @@ class OpenVinoSession(Session):
     def _infer(self, images: FloatArray) -> Outputs:
         if self._model is None:
             raise UserError("this session is closed; open another one")
-        request = self._request(single=len(images) == 1)
         inputs = np.ascontiguousarray(images, self._input_dtype)
-        with running_on(self._cores):
-            results = request.infer([inputs], share_inputs=True)
+        try:
+            request = self._request(single=len(images) == 1)
+            with running_on(self._cores):
+                results = request.infer([inputs], share_inputs=True)
+        except RuntimeError as error:
+            raise PredictionError(f"the {self._name} failed on OpenVINO: {_reason(error)}") from None
         arrays = {name: np.asarray(results[name]).astype(np.float32, copy=False) for name in self.spec.outputs}
         return Outputs(**arrays)
 

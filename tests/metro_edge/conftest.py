@@ -125,7 +125,11 @@ def made_network(
     }
     nodes = [helper.make_node("GlobalAveragePool", ["images"], ["pooled"])]
     last = "pooled"
-    if precision == "int8":
+    if precision == "fp8":
+        constants |= {"least": np.array(-6, np.float32), "most": np.array(6, np.float32)}
+        nodes.append(helper.make_node("Clip", [last, "least", "most"], ["clipped"]))
+        last = "clipped"
+    if precision in ("int8", "fp8"):
         nodes.append(helper.make_node("QuantizeLinear", [last, "step", "zero"], ["q"]))
         nodes.append(helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["dq"]))
         last = "dq"
@@ -155,7 +159,11 @@ def made_network(
         [helper.make_tensor_value_info(n, border, s) for n, s in zip(outputs, shapes, strict=True)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if precision == "fp8":
+        zero = next(tensor for tensor in graph.initializer if tensor.name == "zero")
+        zero.data_type = TensorProto.FLOAT8E4M3FN
+    opset, ir_version = (19, 9) if precision == "fp8" else (17, 8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
     onnx.checker.check_model(model)
     return model
 
@@ -221,14 +229,23 @@ def shared_bundle(
 
 
 @pytest.fixture
-def bundle_of(tmp_path: Path, template: BodyTemplate, spec: ModelSpec) -> Callable[[onnx.ModelProto], Bundle]:
-    """Makes an fp32 bundle of one network."""
+def bundle_of(tmp_path: Path, template: BodyTemplate, spec: ModelSpec) -> Callable[..., Bundle]:
+    """Makes a bundle of one network, as fp32 unless said otherwise."""
 
-    def make(model: onnx.ModelProto) -> Bundle:
+    def make(model: onnx.ModelProto, precision: str = "fp32") -> Bundle:
         onnx.save(model, tmp_path / "made.onnx")
-        return write_bundle(tmp_path / "made", spec, template, {"fp32": tmp_path / "made.onnx"}, PASSPORT)
+        return write_bundle(tmp_path / "made", spec, template, {precision: tmp_path / "made.onnx"}, PASSPORT)
 
     return make
+
+
+@pytest.fixture
+def fails_over_batches(bundle_of: Callable[..., Bundle], network: Callable[..., onnx.ModelProto]) -> Bundle:
+    """Its network runs a single image, and fails when it is given several."""
+    model = network()
+    flat = next(tensor for tensor in model.graph.initializer if tensor.name == "flat")
+    flat.raw_data = np.array([1, 3], np.int64).tobytes()
+    return bundle_of(model)
 
 
 @pytest.fixture

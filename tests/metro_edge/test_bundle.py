@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from metro_edge import bundle as bundle_module
@@ -82,8 +83,19 @@ def test_paths_of_onnx_files(bundle):
     else:
         with pytest.raises(BundleError, match="unpack"):
             bundle.onnx_path("fp16")
-    with pytest.raises(UserError, match="unknown precision 'fp8'"):
+    with pytest.raises(BundleError, match="has no fp8 network; it has fp32, fp16, int8"):
         bundle.onnx_path("fp8")
+    with pytest.raises(UserError, match="unknown precision 'fp64'; known: fp32, fp16, int8, fp8"):
+        bundle.onnx_path("fp64")
+
+
+def test_fp8(tmp_path, spec, template, onnx_files, passport, network):
+    """For GPUs; `python -m engines quantize` makes it."""
+    onnx.save(network("fp8"), tmp_path / "fp8.onnx")
+    files = {"fp32": onnx_files["fp32"], "fp8": tmp_path / "fp8.onnx"}
+    bundle = write_bundle(tmp_path / "b", spec, template, files, passport)
+    assert bundle.precisions == ("fp32", "fp8") == Bundle.load(bundle.path).precisions
+    assert bundle.onnx_path("fp8").name == "model.fp8.onnx" and bundle.accuracy("fp8") is None
 
 
 @pytest.mark.parametrize("name", ["spec.json", "body.npz"])

@@ -149,19 +149,27 @@ def test_a_link_in_a_zip_is_not_followed(shared_bundle, tmp_path):
         Bundle.load(target)
 
 
-def test_a_bomb_is_read_no_further_than_its_limit(shared_bundle, tmp_path):
-    """300 MB of spaces pack to 300 kB; spec.json may be 1 MiB."""
+@pytest.mark.parametrize(
+    ("name", "compression", "message"),
+    [
+        ("spec.json", zipfile.ZIP_DEFLATED, "packed bytes claim to be 300000000"),
+        ("model.fp32.onnx", zipfile.ZIP_DEFLATED, "packed bytes claim to be 300000000"),
+        ("spec.json", zipfile.ZIP_STORED, "larger than 1 MiB"),
+    ],
+)
+def test_a_bomb_is_read_no_further_than_its_limit(shared_bundle, tmp_path, name, compression, message):
+    """300 MB of spaces pack to 300 kB; spec.json may be 1 MiB, networks more."""
     target = tmp_path / "b.zip"
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(target, "w", compression) as archive:
         for file in shared_bundle.path.iterdir():
-            if file.name != "spec.json":
+            if file.name != name:
                 archive.write(file, file.name)
-        with archive.open("spec.json", "w") as entry:
+        with archive.open(name, "w") as entry:
             for _ in range(300):
                 entry.write(b" " * 1_000_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(BundleError, match="larger than 1 MiB"):
-        Bundle.load(target)
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(target).onnx_bytes("fp32")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 

@@ -84,9 +84,11 @@ def test_zipped_bundles_run(tmp_path, shared_bundle, template, spec, onnx_files,
 def test_bad_options(shared_bundle):
     with pytest.raises(UserError, match="unknown backend 'abacus'; known: onnxruntime, openvino"):
         open_session(shared_bundle, "fp32", "abacus")
-    with pytest.raises(UserError, match="unknown precision 'fp8'"):
+    with pytest.raises(BundleError, match="has no fp8 network; it has fp32, fp16, int8"):
         open_session(shared_bundle, "fp8")
-    with pytest.raises(UserError, match="threads must be at least 1"):
+    with pytest.raises(UserError, match="unknown precision 'fp64'; known: fp32, fp16, int8, fp8"):
+        open_session(shared_bundle, "fp64")
+    with pytest.raises(UserError, match="threads must be 1 to"):
         open_session(shared_bundle, threads=0)
     with pytest.raises(UserError, match="has no option colour; it has threads, affinity, provider"):
         open_session(shared_bundle, colour="red")
@@ -154,6 +156,24 @@ def test_a_graph_that_it_cannot_load(bundle_of, network):
     model.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(BundleError, match="cannot load the fp32 network.*NoSuchOperator"):
         open_session(bundle_of(model))
+
+
+def test_a_network_that_fails_when_it_runs(fails_over_batches):
+    with open_session(fails_over_batches) as session:
+        session.infer(some_images(session.spec, 1))
+        with pytest.raises(PredictionError, match="the fp32 network of .* failed on ONNX Runtime: .*Reshape"):
+            session.infer(some_images(session.spec, 2))
+
+
+def test_fp8_is_computed_with_floats(bundle_of, network, shared_bundle):
+    """Also where Clip stands before the quantisation, over which an optimiser of ONNX Runtime's fails."""
+    images = some_images(shared_bundle.spec, 2)
+    with open_session(bundle_of(network("fp8"), "fp8"), "fp8") as session:
+        assert session.device.endswith("CPUExecutionProvider, fp8 computed in float32")
+        found = session.infer(images)
+    with open_session(shared_bundle) as exact:
+        moved = np.abs(found.vertices - exact.infer(images).vertices)
+    assert 1e-6 < moved.max() < 1e-2
 
 
 def test_the_threads_are_on_their_cores(shared_bundle):

@@ -13,7 +13,7 @@ import pytest
 from metro_edge.backends import open_session
 from metro_edge.backends import openvino as backend
 from metro_edge.bundle import Bundle, write_bundle
-from metro_edge.errors import BundleError, MissingExtraError, UserError
+from metro_edge.errors import BundleError, MissingExtraError, PredictionError, UserError
 
 ov = pytest.importorskip("openvino")
 ROOT = Path(__file__).parents[3]
@@ -99,7 +99,7 @@ def test_threads_and_cores(shared_bundle):
 
 def test_mistakes(shared_bundle, monkeypatch):
     for options, message in (
-        ({"threads": 0}, "threads must be at least 1"),
+        ({"threads": 0}, "threads must be 1 to"),
         ({"affinity": (10**6,)}, "affinity must be different cores of"),
         ({"provider": "CPU"}, "openvino has no option provider; it has threads, affinity"),
     ):
@@ -146,6 +146,23 @@ def test_files_that_are_no_network(tmp_path, spec, template, passport, network):
         with pytest.raises(BundleError, match=message) as caught:
             open_session(bundle, "fp32", "openvino")
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_network_that_fails_when_it_runs(fails_over_batches):
+    with open_session(fails_over_batches, "fp32", "openvino") as session:
+        session.infer(some_images(session.spec, 1))
+        with pytest.raises(PredictionError, match="the fp32 network of .* failed on OpenVINO: .+"):
+            session.infer(some_images(session.spec, 2))
+
+
+def test_fp8_is_computed_with_floats(bundle_of, network, shared_bundle):
+    images = some_images(shared_bundle.spec, 2)
+    with open_session(bundle_of(network("fp8"), "fp8"), "fp8", "openvino") as session:
+        assert session.device.endswith("CPU, fp8 computed in float32")
+        found = session.infer(images)
+    with open_session(shared_bundle) as exact:
+        moved = np.abs(found.vertices - exact.infer(images).vertices)
+    assert 1e-6 < moved.max() < 1e-2
 
 
 def test_a_network_that_does_not_compile(bundle_of, network, monkeypatch):
