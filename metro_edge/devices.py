@@ -22,7 +22,7 @@ _AGX_ORIN = {**_ORIN, "JetPack 7.2.2": "11.4"}
 _THOR = {"JetPack 7.0 and 7.1": "10.13", "JetPack 7.2.2": "11.4"}
 _DESKTOP = {"TensorRT 10": "10.13", "TensorRT 11": "11.4"}  # the user's choice; newest whose API was read
 
-_ORIN_NANO_SHEET = "https://2.zoppoz.workers.dev:443/https/www.scribd.com/document/673174036/Orin-nano-datasheet"
+_ORIN_NANO_SHEET = "https://www.scribd.com/document/673174036/Orin-nano-datasheet"
 _ORIN_SUPER_SHEET = "NVIDIA Jetson Orin Nano Super Developer Kit datasheet, December 2024"
 _ORIN_NX_SHEET = "https://github.com/icub-tech-iit/cad-libraries/files/13056089/JETSON-ORIN-NX-DATASHEET.pdf"
 _AGX_ORIN_BRIEF = "http://mzph.cn/web/30785.shtml (from nvidia-jetson-agx-orin-technical-brief.pdf)"

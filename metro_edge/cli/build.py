@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metro_edge.spec import PRECISIONS
+from metro_edge.spec import GRAPHS
 
 if TYPE_CHECKING:
+    from metro_edge.bundle import Bundle
     from metro_edge.plans import BuildOptions, PlanInfo
 
 
@@ -27,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "bundle", metavar="BUNDLE", type=Path, nargs="?", help="folder or .zip (default: the shipped bundle)"
     )
-    parser.add_argument("--precision", metavar="P", help=f"which of the bundle's graphs: {', '.join(PRECISIONS)}")
+    parser.add_argument("--precision", metavar="P", help=f"which of the bundle's graphs: {', '.join(GRAPHS)}")
     parser.add_argument("-o", "--output", metavar="PLAN", type=Path, help="plan to write (default: the cache)")
     parser.add_argument(
         "--batch",
@@ -35,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         help="batches that the plan takes; may be given several times, for several profiles (default: 1,1,8)",
     )
-    parser.add_argument("--workspace-mb", metavar="MB", type=int, help="limit of scratch memory while building")
+    parser.add_argument("--workspace-mb", metavar="MB", type=int, help="most scratch memory that a layer may use")
     parser.add_argument("--level", metavar="0-5", type=int, help="0 builds quickest, 5 runs fastest")
     parser.add_argument(
         "--timing-cache", metavar="FILE", type=Path, help="keep measured kernel times here (TensorRT only)"
@@ -78,13 +79,13 @@ def run(args: argparse.Namespace) -> int:
     from metro_edge.bundle import Bundle
     from metro_edge.devices import device
     from metro_edge.errors import UserError
-    from metro_edge.plans import build_plan, plan_for
+    from metro_edge.plans import build_plan_of, plan_for
     from metro_edge.plans.targets import for_device
 
     options = _options(args)
     bundle = Bundle.load(args.bundle)
     if args.explain:
-        return _explain(args, options)
+        return _explain(args, options, bundle)
     if args.json:
         raise UserError("--json belongs to --explain")
     if args.precision is None:
@@ -96,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
         plan = plan_for(bundle, args.precision, options, library=args.library)
         _say(plan.path, plan.info, time.perf_counter() - start_s if plan.built else None)
         return 0
-    onnx_path = bundle.onnx_path(args.precision)
-    info = build_plan(onnx_path, args.output, precision=args.precision, options=options, library=args.library)
+    info = build_plan_of(bundle, args.precision, args.output, options=options, library=args.library)
     _say(args.output, info, time.perf_counter() - start_s)
     return 0
 
@@ -137,12 +137,28 @@ def _say(path: Path, info: PlanInfo, seconds: float | None) -> None:
     runs_on = ", ".join(info.compute_capabilities) or "unknown"
     gpu = f" ({info.gpu})" if info.gpu else ""
     print(f"runs on compute capability {runs_on}{gpu}; described in {PlanInfo.path_of(path)}")
+    if loss := _loss(info.origin.get("measured")):
+        print(loss)
 
 
-def _explain(args: argparse.Namespace, options: BuildOptions) -> int:
+def _loss(measured: Any) -> str | None:
+    """Return in words what a precision loses, and on what; None where the passport does not say."""
+    from metro_edge.cli.info import printable
+
+    if not isinstance(measured, dict):
+        return None
+    names = {"mpjpe_lost_mm": "MPJPE", "mpvpe_lost_mm": "MPVPE", "moved_mm": "vertices moved"}
+    values = {word: measured.get(name) for name, word in names.items()}
+    parts = [f"{word} {value:.3f} mm" for word, value in values.items() if isinstance(value, (int, float))]
+    if not parts:
+        return None
+    where = f"{measured.get('samples', '?')} samples, {measured.get('data', 'not stated')}"
+    return printable(f"loses, says the bundle: {', '.join(parts)} ({where})")
+
+
+def _explain(args: argparse.Namespace, options: BuildOptions, bundle: Bundle) -> int:
     from dataclasses import asdict
 
-    from metro_edge.bundle import Bundle
     from metro_edge.devices import DEVICES, device
     from metro_edge.errors import UserError
     from metro_edge.plans.explain import explain, text_of
@@ -152,9 +168,11 @@ def _explain(args: argparse.Namespace, options: BuildOptions) -> int:
         raise UserError(f"--explain needs --device, one of {', '.join(DEVICES)}")
     if options.capabilities:
         raise UserError("name the GPU by --device or by --for, not both")
-    precisions = PRECISIONS if args.precision is None else (check_precision(args.precision),)
-    target, bundle = device(args.device), Bundle.load(args.bundle)
-    builds = explain(target, bundle, precisions, options)
+    if args.output is not None:
+        raise UserError("--explain builds nothing: leave --output out")
+    precisions = bundle.precisions if args.precision is None else (check_precision(args.precision, GRAPHS),)
+    target = device(args.device)
+    builds = explain(target, bundle, precisions, options, args.library)
     if args.json:
         described = {**vars(target), "peaks": dict(target.peaks), "tensorrt": dict(target.tensorrt)}
         print(json.dumps({"device": described, "builds": [asdict(build) for build in builds]}, indent=2))

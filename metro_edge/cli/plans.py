@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.prune and (args.all or args.older_than is not None):
         raise UserError("--all and --older-than belong to --prune")
-    if args.older_than is not None and args.older_than < 0:
+    if args.older_than is not None and not args.older_than >= 0:  # NaN too
         raise UserError(f"--older-than {args.older_than:g}: a number of days from 0 on was expected")
     found = list(prune(everything=args.all, older_than_days=args.older_than)) if args.prune else entries()
     if args.json:
@@ -54,6 +54,7 @@ def _line(entry: Entry) -> str:
         return f"{entry.path.name}: {used}; not usable: {entry.problem}"
     info = entry.info
     where = info.gpu or ", ".join(info.compute_capabilities) or "unknown GPU"
+    where += f" in {info.power_mode}" if info.power_mode else ""
     batches = " ".join(map(str, info.profiles))
     return f"{entry.path.name}: {info.library} {info.library_version}, {where}, batch {batches}, {used}"
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from metro_edge.backends.gpu import first_gpu
+from metro_edge.bundle import Bundle, onnx_file
 from metro_edge.errors import UserError
 from metro_edge.files import json_bytes, reason, replacing, sha256_of
-from metro_edge.plans.info import PlanInfo, describe_builder, identity_of
+from metro_edge.machine import power_mode
+from metro_edge.plans.info import PlanInfo, describe_builder, identity_of, origin_of
 from metro_edge.plans.layers import layer_information, layers_path, network_layers, shape_of
 from metro_edge.plans.log import attach_progress, logger_of
 from metro_edge.plans.options import BatchProfile, BuildOptions
@@ -29,7 +31,7 @@ from metro_edge.plans.versions import (
     load_library,
     network_flags,
 )
-from metro_edge.spec import INPUT_NAME, check_precision
+from metro_edge.spec import GRAPHS, INPUT_NAME, check_precision
 
 if TYPE_CHECKING:
     import tensorrt as stubs
@@ -65,10 +67,36 @@ def build_plan(
         UserError: a setting or path that is not usable, or a graph that the library refuses, with the nodes.
         MissingExtraError: the library is not installed.
     """
-    check_precision(precision)
+    check_precision(precision, GRAPHS)
     onnx_path = Path(onnx_path)
     return build_plan_from_bytes(
         _read(onnx_path), onnx_path, plan_path, precision=precision, options=options, library=library, progress=progress
+    )
+
+
+def build_plan_of(
+    bundle: Bundle,
+    precision: str,
+    plan_path: str | os.PathLike[str],
+    *,
+    options: BuildOptions | None = None,
+    library: str = "auto",
+    progress: bool = True,
+) -> PlanInfo:
+    """Build a plan of a bundle, also a zipped one, as `build_plan` does; the sidecar says what its passport says.
+
+    Raises:
+        BundleError: the bundle lacks the precision, or the file is altered or refused; else as `build_plan`.
+    """
+    return build_plan_from_bytes(
+        bundle.onnx_bytes(precision),
+        bundle.path / onnx_file(precision),
+        plan_path,
+        precision=precision,
+        options=options,
+        library=library,
+        progress=progress,
+        origin=origin_of(bundle, precision),
     )
 
 
@@ -81,15 +109,19 @@ def build_plan_from_bytes(
     options: BuildOptions | None = None,
     library: str = "auto",
     progress: bool = True,
+    origin: dict[str, Any] | None = None,
 ) -> PlanInfo:
-    """Build a plan as `build_plan` does, from the content of an ONNX file; `onnx_path` is only named in messages."""
+    """Build a plan as `build_plan` does, from the content of an ONNX file.
+
+    `onnx_path` is only named in messages; `origin` is what PlanInfo says of it.
+    """
     options, plan_path = options or BuildOptions(), Path(plan_path)
     if plan_path.is_dir():
         raise UserError(f"{plan_path} is a folder; the path of a file was expected")
     trt = load_library(library)
     has, gpu = features(trt), first_gpu()
     check_options(has, options, precision, gpu=gpu is not None)
-    identity = identity_of(has, sha256_of(graph), precision, options, gpu)
+    identity = identity_of(has, sha256_of(graph), precision, options, gpu, power_mode=power_mode())
     if precision == "fp8" and gpu is not None and not has.capabilities:
         check_fp8((gpu.compute_capability,))
     with (
@@ -119,6 +151,7 @@ def build_plan_from_bytes(
             plan_bytes=plan.nbytes,
             onnx_name=onnx_path.name,
             machine=describe_builder(),
+            origin=origin or {},
         )
         plan_file.write_bytes(plan)
         layers_file.write_bytes(json_bytes(layer_information(trt, layers, plan, gpu)))

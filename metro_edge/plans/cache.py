@@ -12,13 +12,15 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from metro_edge.backends.gpu import Gpu, first_gpu
-from metro_edge.bundle import Bundle, onnx_file
+from metro_edge.bundle import Bundle
 from metro_edge.errors import UserError
 from metro_edge.files import output_folder
-from metro_edge.plans.build import build_plan_from_bytes
+from metro_edge.machine import power_mode
+from metro_edge.plans.build import build_plan_of
 from metro_edge.plans.info import (
     PlanIdentity,
     PlanInfo,
@@ -115,24 +117,15 @@ def plan_for(
     has, gpu = features(trt), first_gpu()
     onnx_sha256 = bundle.onnx_sha256(precision)
     check_options(has, options, precision, gpu=gpu is not None)
-    identity = identity_of(has, onnx_sha256, precision, options, gpu)
+    identity = identity_of(has, onnx_sha256, precision, options, gpu, power_mode=power_mode())
     folder = output_folder(cache_folder() if folder is None else folder)
     path = folder / plan_file(bundle, identity)
     if (info := _valid(path, identity)) is not None:
         return Plan(path, info, built=False)
-    with locked(_lock_path(path), waiting=lambda: LOGGER.warning("waiting for another build of %s", path.name)):
+    with locked(_lock_path(path), waiting=partial(_say_waiting, path)):
         if (info := _valid(path, identity)) is not None:
             return Plan(path, info, built=False)
-        source = bundle.path / onnx_file(precision)
-        info = build_plan_from_bytes(
-            bundle.onnx_bytes(precision),
-            source,
-            path,
-            precision=precision,
-            options=options,
-            library=trt.__name__,
-            progress=progress,
-        )
+        info = build_plan_of(bundle, precision, path, options=options, library=trt.__name__, progress=progress)
     return Plan(path, info, built=True)
 
 
@@ -152,6 +145,7 @@ def checked_plan(path: Path, bundle: Bundle, precision: str, *, library: str, li
         library=library,
         library_version=library_version,
         gpu=gpu,
+        power_mode=power_mode(),
     )
     return Plan(path, info, built=False)
 
@@ -174,14 +168,18 @@ def prune(
         everything: all plans.
         older_than_days: plans not used for so long.
 
-    Plans that are being built at the moment stay.
+    A plan that is being built at the moment is waited for, and looked at again.
     """
     now_s = time.time()
-    for entry in entries(folder):
+
+    def goes(entry: Entry) -> bool:
         old = older_than_days is not None and now_s - entry.used_s > older_than_days * 86400
-        if not (everything or old or entry.problem is not None):
-            continue
-        with locked(_lock_path(entry.path)):
+        return everything or old or entry.problem is not None
+
+    for entry in filter(goes, entries(folder)):
+        with locked(_lock_path(entry.path), waiting=partial(_say_waiting, entry.path)):
+            if not entry.path.exists() or not goes(_entry(entry.path)):
+                continue
             for path in (PlanInfo.path_of(entry.path), layers_path(entry.path), entry.path):
                 path.unlink(missing_ok=True)
         yield entry
@@ -215,6 +213,10 @@ def _entry(path: Path) -> Entry:
     except PlanMismatchError as error:
         return Entry(path, None, str(error), size, used_s)
     return Entry(path, info, None, size, used_s)
+
+
+def _say_waiting(path: Path) -> None:
+    LOGGER.warning("waiting for another build of %s", path.name)
 
 
 def _lock_path(path: Path) -> Path:

@@ -12,10 +12,11 @@ from metro_edge.backends.gpu import Gpu
 from metro_edge.bundle import Bundle
 from metro_edge.devices import Device
 from metro_edge.errors import MissingExtraError, UserError
-from metro_edge.plans.cache import plan_file
-from metro_edge.plans.info import identity_of, platform_name
+from metro_edge.plans.cache import KEY_LENGTH, plan_file
+from metro_edge.plans.info import identity_of
 from metro_edge.plans.options import BuildOptions
 from metro_edge.plans.versions import (
+    LIBRARIES,
     RTX_CAPABILITIES,
     Features,
     Library,
@@ -70,10 +71,12 @@ class _WrittenDown:
 
 
 def calls_of(has: Features, options: BuildOptions) -> list[str]:
-    """Return what a build with these options calls and sets, in order, in the words of the Python API."""
+    """Return what a build with these options calls and sets, in the words of the Python API."""
     trt, config = cast(Library, _NamesOnly()), _WrittenDown()
     flags = "1 << STRONGLY_TYPED" if has.asks_for_strong_typing else "0"
     configure(trt, cast(Any, config), has, options)
+    if options.timing_cache is not None:
+        config.lines.append(f"config.set_timing_cache({options.timing_cache})")
     profiles = [f"config.add_optimization_profile(batch {profile})" for profile in options.profiles]
     return [f"builder.create_network({flags})", *config.lines, *profiles]
 
@@ -85,7 +88,8 @@ class PrecisionPlan:
     Attributes:
         precision: of the graph.
         refused: why no plan is built; None: one is.
-        plan, key: file name in the cache and key of the plan that is expected.
+        plan: name in the cache of the plan that is expected; `*` stands for what only the device knows.
+        key: of that plan, None where only the device knows it.
     """
 
     precision: str
@@ -118,7 +122,9 @@ class Build:
     exact: bool = False
 
 
-def explain(device: Device, bundle: Bundle, precisions: tuple[str, ...], options: BuildOptions) -> list[Build]:
+def explain(
+    device: Device, bundle: Bundle, precisions: tuple[str, ...], options: BuildOptions, library: str = "auto"
+) -> list[Build]:
     """Return what each TensorRT of a device, and TensorRT-RTX ahead of time, would build; see `Build`.
 
     Args:
@@ -126,11 +132,19 @@ def explain(device: Device, bundle: Bundle, precisions: tuple[str, ...], options
         bundle: a loaded bundle.
         precisions: of its graphs.
         options: `capabilities` are those of the device.
+        library: `tensorrt`, `tensorrt_rtx` or, for both, `auto`.
+
+    Raises UserError for an unknown library.
     """
+    if library != "auto" and library not in LIBRARIES:
+        raise UserError(f"unknown library {library!r}; known: auto, {', '.join(LIBRARIES)}")
     builds = [
         _build(device, bundle, precisions, options, software, "tensorrt", f"{version}.0")
         for software, version in device.tensorrt.items()
+        if library != "tensorrt_rtx"
     ]
+    if library == "tensorrt":
+        return builds
     installed = _installed_rtx()
     has = installed or features_of("tensorrt_rtx", RTX_VERSION)
     software = "TensorRT-RTX" + (", installed here" if installed else "")
@@ -161,7 +175,7 @@ def _build(
         if rtx and device.compute_capability not in known:
             raise UserError(
                 f"TensorRT-RTX does not build for compute capability {device.compute_capability}, it knows "
-                f"{', '.join(known)}: build on the device itself"
+                f"{', '.join(known)}"
             )
         if rtx and device.compute_capability == TURING:
             # Seen with 1.7.1 on the graphs of the shipped bundle, in all precisions.
@@ -169,7 +183,8 @@ def _build(
         has = has or features_of(library, version)
         target = _for_device(options, (device.compute_capability,) if rtx else ())
         if options.dla is not None and options.dla >= device.dla_cores:
-            raise UserError(f"{device.title} has {device.dla_cores or 'no'} DLA cores")
+            have = f"{device.dla_cores} DLA cores, numbered from 0" if device.dla_cores else "no DLA cores"
+            raise UserError(f"{device.title} has {have}; core {options.dla} was asked for")
         check_options(has, target, "fp16", gpu=not rtx)
     except UserError as error:
         return Build(software, library, version, where, str(error))
@@ -194,9 +209,12 @@ def _precision_plan(
     except UserError as error:
         return PrecisionPlan(precision, str(error))
     gpu = Gpu(device.gpu_names[0] if device.gpu_names else device.title, device.compute_capability)
-    platform = JETSON_PLATFORM if device.jetson else platform_name()
+    platform = JETSON_PLATFORM if device.jetson and not has.capabilities else None
     identity = identity_of(has, onnx_sha256, precision, options, gpu, platform=platform)
-    return PrecisionPlan(precision, None, plan_file(bundle, identity), identity.key)
+    name = plan_file(bundle, identity)
+    if device.jetson and not has.capabilities:  # whose power mode, which is in the key, only the device knows
+        return PrecisionPlan(precision, None, name.replace(identity.key[:KEY_LENGTH], "*"))
+    return PrecisionPlan(precision, None, name, identity.key)
 
 
 def text_of(device: Device, bundle: Bundle, builds: list[Build]) -> str:
@@ -222,6 +240,13 @@ def text_of(device: Device, bundle: Bundle, builds: list[Build]) -> str:
                 lines.append(f"  {plan.precision}: no plan: {plan.refused}")
             else:
                 lines.append(f"  {plan.precision} -> {plan.plan}")
-        if not build.exact:
+        if any(plan.plan and plan.key is None for plan in build.precisions):
+            lines.append("  (* is the hash of all that, and of the driver's name for the GPU and the power mode)")
+        elif not build.exact:
             lines.append("  (names hold if the library and the driver call themselves so on the device)")
+    if all(build.refused is not None for build in builds):
+        lines += [
+            "",
+            "No plan is built so. On its CPU the bundle runs without one: `metro-edge run`",
+        ]
     return "\n".join(lines)

@@ -7,25 +7,29 @@ import os
 import platform as system
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metro_edge import machine
 from metro_edge.backends.gpu import Gpu
 from metro_edge.errors import UserError
 from metro_edge.files import json_bytes, reason, sha256_of
 from metro_edge.plans.options import BatchProfile, BuildOptions
-from metro_edge.plans.versions import FP8_CAPABILITY, Features, version_of
+from metro_edge.plans.versions import ANY_SYSTEM, FP8_CAPABILITY, Features, takes_plans_of, version_of
 
-SCHEMA_VERSION = 2
+if TYPE_CHECKING:
+    from metro_edge.bundle import Bundle
+
+SCHEMA_VERSION = 3
 
 
 class PlanMismatchError(UserError):
     """A plan that is damaged, or made from, with or for something else."""
 
 
-def platform_name() -> str:
-    """Return operating system and processor, such as `linux-x86_64`."""
-    return f"{system.system()}-{system.machine()}".lower()
+def platform_name(library: str = "tensorrt") -> str:
+    """Return operating system and processor, such as `linux-x86_64`; `any-x86_64` where plans run on every system."""
+    machine_name = system.machine().lower().replace("amd64", "x86_64")
+    return f"{'any' if library in ANY_SYSTEM else system.system().lower()}-{machine_name}"
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class PlanIdentity:
         onnx_sha256: hash of the ONNX graph.
         precision: fp32, fp16, int8 or fp8, as found in the graph.
         library, library_version: `tensorrt` or `tensorrt_rtx`, and its version.
-        platform: operating system and processor, such as `linux-x86_64`.
+        platform: operating system and processor, such as `linux-x86_64`, see platform_name.
         gpu: name of the GPU that the plan was built on, None where none took part.
+        power_mode: of the Jetson that its kernels were timed on, such as `MAXN`; else None.
         compute_capabilities: where it runs: `8.7` is that one, `8.0+` that one and every newer one.
         profiles: ranges of batches.
         settings: what else was asked for, see BuildOptions.settings.
@@ -49,6 +54,7 @@ class PlanIdentity:
     library_version: str
     platform: str
     gpu: str | None
+    power_mode: str | None
     compute_capabilities: tuple[str, ...]
     profiles: tuple[BatchProfile, ...]
     settings: dict[str, Any]
@@ -70,9 +76,19 @@ def identity_of(
     precision: str,
     options: BuildOptions,
     gpu: Gpu | None,
+    *,
+    power_mode: str | None = None,
     platform: str | None = None,
 ) -> PlanIdentity:
-    """Return the identity of the plan that a library builds for `gpu`, or ahead of time; `platform`: default this."""
+    """Return the identity of the plan that a library builds for `gpu`, or ahead of time.
+
+    Args:
+        has: of the library.
+        onnx_sha256, precision, options: of the build.
+        gpu: that is there, None without.
+        power_mode: that kernels are timed in, see metro_edge.machine.power_mode; those built ahead are not timed.
+        platform: default this.
+    """
     if has.capabilities:
         gpu_name = None
         lowest = f"{FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]}+" if precision == "fp8" else "8.0+"
@@ -87,8 +103,9 @@ def identity_of(
         precision=precision,
         library=has.library,
         library_version=has.version,
-        platform=platform or platform_name(),
+        platform=platform or platform_name(has.library),
         gpu=gpu_name,
+        power_mode=None if has.capabilities else power_mode,
         compute_capabilities=targets,
         profiles=options.profiles,
         settings=options.settings(),
@@ -102,7 +119,8 @@ class PlanInfo(PlanIdentity):
     Attributes:
         plan_sha256, plan_bytes: of the plan file.
         onnx_name: file name of the ONNX graph.
-        machine: what built it: `metro_edge` (version), `cpu`, `python`, `power_mode` (of a Jetson, else None).
+        machine: what built it: `metro_edge` (version), `cpu`, `python`.
+        origin: what the bundle's passport says of the graph, see origin_of; empty where it came from no bundle.
         schema_version: of this file.
     """
 
@@ -110,6 +128,7 @@ class PlanInfo(PlanIdentity):
     plan_bytes: int
     onnx_name: str
     machine: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -157,11 +176,28 @@ class PlanInfo(PlanIdentity):
             raise ValueError(f"schema version {values.get('schema_version')!r}, not {SCHEMA_VERSION}")
         if values.keys() != {part.name for part in fields(cls)}:
             raise ValueError("other fields than a plan's description has")
-        if not isinstance(values["settings"], dict):
-            raise ValueError("settings are no object")
+        if not all(isinstance(values[name], dict) for name in ("settings", "machine", "origin")):
+            raise ValueError("settings, machine or origin are no object")
         profiles = tuple(BatchProfile(*map(int, profile)) for profile in values["profiles"])
         capabilities = tuple(map(str, values["compute_capabilities"]))
         return cls(**{**values, "profiles": profiles, "compute_capabilities": capabilities})
+
+
+def origin_of(bundle: Bundle, precision: str) -> dict[str, Any]:
+    """Return what a bundle's passport says of a graph.
+
+    `bundle`, its name; `checkpoint`, name and SHA-256; `calibration`, data, method and SHA-256 of the images, None
+    where nothing was calibrated; `measured`, data, samples, protocol and the millimetres of this precision.
+    """
+    passport = bundle.passport
+    measured = passport.get("accuracy") or passport.get("verification") or {}
+    about = {key: measured[key] for key in ("data", "samples", "protocol") if key in measured}
+    return {
+        "bundle": bundle.spec.name,
+        "checkpoint": passport["checkpoint"],
+        "calibration": passport.get("calibration") if precision in ("int8", "fp8") else None,
+        "measured": about | measured.get("precisions", {}).get(precision, {}),
+    }
 
 
 def describe_builder() -> dict[str, Any]:
@@ -173,7 +209,6 @@ def describe_builder() -> dict[str, Any]:
         "metro_edge": __version__,
         "cpu": described["cpu"],
         "python": described["python"],
-        "power_mode": machine.power_mode(),
     }
 
 
@@ -186,6 +221,7 @@ def difference(wanted: PlanIdentity, found: PlanIdentity) -> str | None:
         "library_version": f"{wanted.library} version",
         "platform": "platform",
         "gpu": "GPU",
+        "power_mode": "power mode",
         "compute_capabilities": "compute capability",
         "profiles": "batches",
         "settings": "settings",
@@ -206,7 +242,14 @@ def _text(value: Any) -> str:
 
 
 def check_runs_here(
-    path: Path, info: PlanInfo, *, onnx_sha256: str | None, library: str, library_version: str, gpu: Gpu
+    path: Path,
+    info: PlanInfo,
+    *,
+    onnx_sha256: str | None,
+    library: str,
+    library_version: str,
+    gpu: Gpu,
+    power_mode: str | None = None,
 ) -> None:
     """Raise PlanMismatchError, with the reason, unless a plan runs on this GPU with this library.
 
@@ -215,6 +258,7 @@ def check_runs_here(
         onnx_sha256: of the graph that it must come from; None: any.
         library, library_version: what will run it.
         gpu: what it will run on.
+        power_mode: of the Jetson that it will run on, see metro_edge.machine.power_mode.
     """
 
     def refuse(why: str) -> None:
@@ -224,16 +268,18 @@ def check_runs_here(
         refuse(f"it was built from another ONNX graph (SHA-256 {info.onnx_sha256[:12]}, not {onnx_sha256[:12]})")
     if info.library != library:
         refuse(f"it is of {info.library}, {library} is loaded")
-    newer = version_of(library_version) >= version_of(info.library_version)
-    if info.library_version != library_version and not (newer and info.settings.get("version_compatible")):
+    compatible = info.settings.get("version_compatible") and takes_plans_of(library_version, info.library_version)
+    if info.library_version != library_version and not compatible:
         refuse(f"it was built with {library} {info.library_version}, {library_version} is loaded")
-    if info.platform != platform_name():
-        refuse(f"it was built for {info.platform}, this is {platform_name()}")
+    if info.platform != (here := platform_name(library)):
+        refuse(f"it was built for {info.platform}, this is {here}")
     if not any(_covers(target, gpu.compute_capability) for target in info.compute_capabilities):
         refuse(f"it runs on compute capability {_text(info.compute_capabilities)}, {gpu.name} has "
                f"{gpu.compute_capability}")  # fmt: skip
     if info.gpu is not None and info.gpu != gpu.name and "compatibility" not in info.settings:
         refuse(f"it was built on {info.gpu}, this is {gpu.name}")
+    if info.library == "tensorrt" and info.power_mode != power_mode:
+        refuse(f"its kernels were chosen in power mode {_text(info.power_mode)}, this is {_text(power_mode)}")
 
 
 def _covers(target: str, capability: str) -> bool:

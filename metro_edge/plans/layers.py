@@ -37,7 +37,7 @@ def network_layers(network: stubs.INetworkDefinition) -> list[dict[str, Any]]:
             {
                 "name": layer.name,
                 "type": layer.type.name.lower(),
-                "precision": precision_name(outputs[0].dtype),
+                "precision": precision_name(outputs[0].dtype) if outputs else None,  # such as the end of a loop
                 "inputs": [_tensor(tensor) for tensor in inputs if tensor is not None],
                 "outputs": [_tensor(tensor) for tensor in outputs],
             }

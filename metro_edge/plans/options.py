@@ -12,6 +12,8 @@ from metro_edge.errors import UserError
 
 COMPATIBILITIES = ("none", "same-capability", "ampere+")
 LEVELS = range(6)
+MOST_WORKSPACE_MB = 1 << 20  # 1 TiB; the libraries take 64 bits of bytes
+MOST_BATCH = 1 << 16
 
 
 class BatchProfile(NamedTuple):
@@ -30,7 +32,7 @@ DEFAULT_PROFILES = (BatchProfile(1, 1, 8),)
 
 def parse_profile(text: str) -> BatchProfile:
     """Return the profile that `4` (that batch alone) or `1,4,16` (smallest, best, largest) says; raises UserError."""
-    if not re.fullmatch(r"\d+(,\d+,\d+)?", text.strip()):
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9},\d{1,9})?", text.strip()):
         raise UserError(f"batch {text!r} is neither one number nor three: smallest,best,largest such as 1,4,16")
     numbers = [int(number) for number in text.split(",")]
     return BatchProfile(*numbers) if len(numbers) == 3 else BatchProfile(numbers[0], numbers[0], numbers[0])
@@ -67,8 +69,8 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         _check_profiles(self.profiles)
-        if self.workspace_mb is not None and self.workspace_mb < 1:
-            raise UserError(f"workspace of {self.workspace_mb} MB: a positive number was expected")
+        if self.workspace_mb is not None and not 1 <= self.workspace_mb <= MOST_WORKSPACE_MB:
+            raise UserError(f"workspace of {self.workspace_mb} MB: a number from 1 to {MOST_WORKSPACE_MB} was expected")
         if self.level is not None and self.level not in LEVELS:
             raise UserError(f"optimisation level {self.level}: 0 (quick build) to 5 (fast plan) was expected")
         if self.compatibility not in COMPATIBILITIES:
@@ -97,9 +99,10 @@ def _check_profiles(profiles: Iterable[BatchProfile]) -> None:
     if not profiles:
         raise UserError("a plan needs at least one range of batches")
     for profile in profiles:
-        if not 1 <= profile.smallest <= profile.best <= profile.largest:
+        if not 1 <= profile.smallest <= profile.best <= profile.largest <= MOST_BATCH:
             raise UserError(
-                f"batches {','.join(map(str, profile))}: 1 <= smallest <= best <= largest was expected, such as 1,4,16"
+                f"batches {','.join(map(str, profile))}: 1 <= smallest <= best <= largest <= {MOST_BATCH} was "
+                "expected, such as 1,4,16"
             )
     if len(set(profiles)) < len(profiles):
         raise UserError(f"the same batches twice: {' '.join(map(str, profiles))}")

@@ -13,6 +13,12 @@ TensorRT 10.13, the tests against the recorded names of other versions. What dif
 - RTX alone builds ahead of time for compute capabilities; TensorRT times its kernels on the GPU that is there.
 - RTX has no lean runtime, so no version-compatible plans, and compiles the weights' rearrangement of refittable plans
   for the GPU that is there (seen with 1.7.1: without a driver such builds fail).
+- Version-compatible plans run with newer versions of their major, and those of 10 with 11.
+  https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/getting-started/support-matrix.html
+- RTX's plans run on Linux and Windows alike. tensorrt-rtx/latest/inference-library/cpu-engines.html
+- Weight-stripped plans are REFIT_IDENTICAL in TensorRT, for whoever loads them has the same weights and others cost
+  speed; RTX documents REFIT. REFIT of 11.3 can drop biases. https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/
+  inference-library/refitting-engines.html and tensorrt-rtx/latest/inference-library/refitting-engines.html
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from metro_edge.errors import MissingExtraError, UserError
@@ -30,6 +37,9 @@ if TYPE_CHECKING:
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}  # module: the extra that installs it
 OLDEST = {"tensorrt": (10, 0), "tensorrt_rtx": (1, 0)}  # 10: the first strongly typed networks with Q/DQ and FP16
+ANY_SYSTEM = ("tensorrt_rtx",)
+MAJOR_STEPS = {10: 11}
+JETSON = Path("/etc/nv_tegra_release")  # there on every Jetson
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # of 1.7
 FP8_CAPABILITY = (8, 9)  # the first tensor cores with FP8, beside 9.0 and every later one
 
@@ -62,6 +72,7 @@ class Features:
         asks_for_strong_typing: networks are strongly typed only when that is asked for.
         compatibilities: of metro_edge.plans.options.COMPATIBILITIES.
         version_compatible, dla, timing_cache: whether it has them.
+        refits_rightly: whether refittable plans compute what others do.
         refits_without_gpu: whether refittable and weight-stripped plans build without a driver.
         capabilities: compute capabilities that it builds for ahead of time, without a GPU.
     """
@@ -73,6 +84,7 @@ class Features:
     version_compatible: bool
     dla: bool
     timing_cache: bool
+    refits_rightly: bool
     refits_without_gpu: bool
     capabilities: tuple[str, ...]
 
@@ -88,6 +100,12 @@ def version_of(text: str) -> tuple[int, int]:
     if match is None:
         raise UserError(f"{text!r} is not a version: one such as 10.3 was expected")
     return int(match[1]), int(match[2] or 0)
+
+
+def takes_plans_of(here: str, built_with: str) -> bool:
+    """Whether version `here` of tensorrt runs the version-compatible plans of version `built_with`."""
+    (major, _), (old_major, _) = version_of(here), version_of(built_with)
+    return version_of(here) >= version_of(built_with) and major in (old_major, MAJOR_STEPS.get(old_major))
 
 
 def features_of(library: str, version: str) -> Features:
@@ -112,6 +130,7 @@ def features_of(library: str, version: str) -> Features:
         version_compatible=not rtx,
         dla=not rtx and (number <= (10, 7) or number >= (11, 4)),
         timing_cache=not rtx,
+        refits_rightly=rtx or number != (11, 3),
         refits_without_gpu=False,
         capabilities=RTX_CAPABILITIES if rtx else (),
     )
@@ -134,7 +153,7 @@ def load_library(library: str = "auto") -> Library:
 
     Raises:
         MissingExtraError: not installed.
-        UserError: unknown name, a library that fails to load, or one that is too old.
+        UserError: unknown name, a library that fails to load, one that is too old, or a Jetson whose own is not found.
     """
     if library != "auto" and library not in LIBRARIES:
         raise UserError(f"unknown library {library!r}; known: auto, {', '.join(LIBRARIES)}")
@@ -157,6 +176,11 @@ def load_library(library: str = "auto") -> Library:
         return cast(Library, module)
     if broken:
         raise UserError("; ".join(broken))
+    if library != "tensorrt_rtx" and JETSON.exists():
+        raise UserError(
+            "tensorrt is needed to build a plan and is not in this environment. JetPack brings it for the system's "
+            "Python: make the environment with `python3 -m venv --system-site-packages`"
+        )
     if library == "auto":
         raise MissingExtraError("tensorrt (or tensorrt_rtx: the extra rtx)", "tensorrt", "build a plan")
     raise MissingExtraError(library, LIBRARIES[library], "build a plan")
@@ -185,6 +209,10 @@ def check_options(has: Features, options: BuildOptions, precision: str, *, gpu: 
         raise UserError(f"{has.name} cannot build version-compatible plans: it has no lean runtime")
     if options.timing_cache is not None and not has.timing_cache:
         raise UserError(f"{has.name} keeps no timing cache: it chooses kernels on the GPU when a plan is first run")
+    if options.refit and not has.refits_rightly:
+        raise UserError(
+            f"{has.name} can drop biases of refittable plans, says NVIDIA: build without refit or with another version"
+        )
     if (options.refit or options.strip_weights) and not gpu and not has.refits_without_gpu:
         raise UserError(
             f"{has.name} compiles the weights of a refittable or weight-stripped plan on a GPU, and there is no "
@@ -238,10 +266,9 @@ def configure(trt: Library, config: stubs.IBuilderConfig, has: Features, options
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.refit:
+    if options.refit or (options.strip_weights and has.library == "tensorrt_rtx"):
         config.set_flag(trt.BuilderFlag.REFIT)
     elif options.strip_weights:
-        # Not REFIT, which costs speed and, in 11.3, could drop biases (its release notes' known issues).
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     if options.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)

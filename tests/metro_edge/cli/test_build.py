@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from metro_edge.bundle import Bundle
+from metro_edge.bundle import Bundle, write_bundle
 from metro_edge.cli import main
 from metro_edge.plans import PlanInfo
 from tests.metro_edge.plans.conftest import write_tiny_bundle
@@ -85,6 +85,24 @@ def test_without_a_name_it_goes_into_the_cache(
     assert json.loads(capsys.readouterr().out) == []
 
 
+def test_says_what_the_precision_loses(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of a zipped bundle, whose networks have no path of their own."""
+    bundle = Bundle.load(bundle_path)
+    losses = {"mpjpe_mm": 1, "pa_mpjpe_mm": 1, "mpvpe_mm": 1, "moved_mm": 2.5, "mpjpe_lost_mm": -0.125}
+    accuracy = {"data": "people\x1b[31m", "samples": 64, "precisions": {"fp16": losses}}
+    passport = {**bundle.passport, "accuracy": accuracy}
+    files = {precision: bundle.onnx_path(precision) for precision in bundle.precisions}
+    zipped = write_bundle(tmp_path / "b.zip", bundle.spec, bundle.template, files, passport).path
+    for precision, lines in (("fp16", 3), ("fp32", 2)):
+        assert run(zipped, "--precision", precision, "-o", tmp_path / "a.plan", "--library", "tensorrt_rtx") == 0
+        said = capsys.readouterr().out.splitlines()
+        assert len(said) == lines
+        if precision == "fp16":
+            expected = "MPJPE -0.125 mm, vertices moved 2.500 mm (64 samples, people?[31m)"
+            assert said[2] == f"loses, says the bundle: {expected}"
+    assert PlanInfo.load(tmp_path / "a.plan").origin["measured"] == {"data": "people\x1b[31m", "samples": 64}
+
+
 def test_for_names_of_gpus(bundle_path: Path, tmp_path: Path) -> None:
     plan_path = tmp_path / "a.plan"
     command = (bundle_path, "--precision", "fp32", "-o", plan_path, "--library", "tensorrt_rtx")
@@ -102,7 +120,7 @@ def test_explains_without_tensorrt(
     assert run(bundle_path, "--device", "orin-nano", "--explain") == 0
     text = capsys.readouterr().out
     for part in ("Jetson Orin Nano 8 GB: compute capability 8.7", "JetPack 6.1 and 6.2: tensorrt 10.3.0",
-                 "config.clear_flag(BuilderFlag.TF32)", "fp32 -> tiny.fp32."):  # fmt: skip
+                 "config.clear_flag(BuilderFlag.TF32)", "fp32 -> tiny.fp32.*.plan"):  # fmt: skip
         assert part in text
     assert run(bundle_path, "--device", "orin-nano", "--explain", "--json", "--precision", "fp16", "--level", 5) == 0
     answer = json.loads(capsys.readouterr().out)
@@ -129,6 +147,7 @@ def test_explains_the_shipped_bundle_by_default(capsys: pytest.CaptureFixture[st
         (("--explain", "--device", "orin"), "unknown device 'orin'"),
         (("--explain", "--device", "l4", "--for", "sm89"), "by --device or by --for, not both"),
         (("--explain", "--device", "l4", "--precision", "fp64"), "unknown precision 'fp64'"),
+        (("--explain", "--device", "l4", "-o", "a.plan"), "--explain builds nothing: leave --output out"),
         (("--json", "--precision", "fp32"), "--json belongs to --explain"),
         (("--precision", "fp32", "--for", "orin-nano"), "cannot build for compute capability 8.7"),
         (("--precision", "fp32", "--for", "gtx-1"), "'gtx-1' is neither a compute capability"),
@@ -159,6 +178,7 @@ def test_no_tensorrt_names_the_extra(
         (("--all",), "--all and --older-than belong to --prune"),
         (("--older-than", "3"), "belong to --prune"),
         (("--prune", "--older-than", "-1"), "a number of days from 0 on"),
+        (("--prune", "--older-than", "nan"), "a number of days from 0 on"),
     ],
 )
 def test_mistakes_of_plans(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:

@@ -26,10 +26,7 @@ def only_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "fp8"])
-def test_builds_each_precision(
-    graph: GraphMaker, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build, "check_precision", lambda name: name)
+def test_builds_each_precision(graph: GraphMaker, tmp_path: Path, precision: str) -> None:
     onnx_path, plan_path = graph(precision), tmp_path / "model.plan"
     options = BuildOptions(workspace_mb=64, level=1)
     info = build_plan(onnx_path, plan_path, precision=precision, options=options, library="tensorrt_rtx")
@@ -43,7 +40,8 @@ def test_builds_each_precision(
     assert (info.profiles, info.max_batch) == ((BatchProfile(1, 1, 8),), 8)
     assert info.settings == {"level": 1, "workspace_mb": 64}
     assert (info.gpu, info.compute_capabilities) == (None, ("8.9+" if precision == "fp8" else "8.0+",))
-    assert info.machine["python"] and info.machine["metro_edge"] and "power_mode" in info.machine
+    assert info.machine["python"] and info.machine["metro_edge"] and info.power_mode is None
+    assert (info.platform.split("-")[0], info.origin) == ("any", {})
     assert PlanInfo.load(plan_path) == info
     assert left_in(tmp_path) == {onnx_path.name, "model.plan", "model.plan.json", "model.plan.layers.json"}
 
@@ -253,6 +251,32 @@ def test_progress_is_shown(graph: GraphMaker, tmp_path: Path, capfd: pytest.Capt
     assert capfd.readouterr() == ("", "")
     build_plan(graph(), tmp_path / "a.plan", precision="fp32", library="tensorrt_rtx")
     assert "fp32 plan 100%" in capfd.readouterr().err
+
+
+def test_a_layer_without_outputs(tmp_path: Path) -> None:
+    """A loop has some: they are listed like any other, whatever becomes of the build."""
+    helper, types = onnx.helper, onnx.TensorProto
+    scalars = {name: helper.make_tensor_value_info(name, types.FLOAT, []) for name in ("v", "w")}
+    flags = {name: helper.make_tensor_value_info(name, types.BOOL, []) for name in ("going", "goes_on")}
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Add", ["v", "v"], ["w"])],
+        "body",
+        [helper.make_tensor_value_info("turn", types.INT64, []), flags["going"], scalars["v"]],
+        [flags["goes_on"], scalars["w"]],
+    )
+    constants = {"turns": np.array(3), "true": np.array(True), "start": np.float32(1)}
+    nodes = [
+        helper.make_node("Loop", ["turns", "true", "start"], ["end"], body=body, name="loop"),
+        helper.make_node("Mul", ["images", "end"], ["camera"]),
+    ]
+    values = [helper.make_tensor_value_info(name, types.FLOAT, ["batch", 3]) for name in ("images", "camera")]
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    path = save(tmp_path / "loop.onnx", nodes, values[:1], values[1:], tensors)
+    builder = build._builder(rtx)
+    network, _parser = build._network_from_onnx(rtx, builder, path.read_bytes(), path, 0)
+    found = layers.network_layers(network)
+    assert [layer for layer in found if not layer["outputs"] and layer["precision"] is None]
+    assert [layer for layer in found if layer["outputs"] and layer["precision"] == "fp32"]
 
 
 def test_a_plan_from_memory_is_the_same(graph: GraphMaker, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -44,6 +45,7 @@ def test_builds_once(bundle: Bundle, folder: Path) -> None:
     assert first.path.parent == folder and first.path.name.startswith("tiny.fp32.")
     assert first.path.name == f"tiny.fp32.{first.info.key[:16]}.plan"
     assert PlanInfo.load(first.path).onnx_sha256 == bundle.onnx_sha256("fp32")
+    assert first.info.origin["checkpoint"] == bundle.passport["checkpoint"]
 
 
 def test_every_precision_and_option_has_its_own_plan(bundle: Bundle, folder: Path) -> None:
@@ -104,7 +106,8 @@ def test_what_is_damaged_is_built_again(
     [
         ("gpu", "NVIDIA L4", "GPU NVIDIA L4, not unknown"),
         ("library_version", "1.2.3", "tensorrt_rtx version 1.2.3, not "),
-        ("platform", "windows-amd64", "platform windows-amd64, not "),
+        ("platform", "any-riscv64", "platform any-riscv64, not "),
+        ("power_mode", "MAXN", "power mode MAXN, not unknown"),
         ("precision", "int8", "precision int8, not fp32"),
     ],
 )
@@ -206,6 +209,20 @@ class TestPrune:
         assert not list(folder.glob(f"{damaged.path.name}*"))
         assert [entry.path for entry in prune(everything=True)] == [kept.path]
         assert entries() == [] and list(prune(folder / "none")) == []
+
+    def test_what_is_built_meanwhile_stays(self, bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The lock is another build's, which mends the entry before it gives it back."""
+        path = plan(bundle).path
+        content = path.read_bytes()
+        path.write_bytes(b"no plan")
+
+        @contextlib.contextmanager
+        def locked_after_a_build(lock: Path, waiting: object = None):
+            path.write_bytes(content)
+            yield
+
+        monkeypatch.setattr(cache, "locked", locked_after_a_build)
+        assert list(prune()) == [] and [entry.problem for entry in entries()] == [None]
 
     def test_an_entry_under_another_name_is_not_usable(self, bundle: Bundle, folder: Path) -> None:
         path = plan(bundle).path

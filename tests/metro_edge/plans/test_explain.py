@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from metro_edge.bundle import Bundle
 from metro_edge.devices import DEVICES, device
+from metro_edge.errors import UserError
 from metro_edge.plans import BatchProfile, BuildOptions, explain, plan_for
 from metro_edge.plans.explain import calls_of, text_of
 from metro_edge.plans.versions import features_of
@@ -48,7 +50,7 @@ def test_orin_nano(bundle: Bundle) -> None:
     assert jetpack.calls[0] == "builder.create_network(1 << STRONGLY_TYPED)"
     assert "config.clear_flag(BuilderFlag.TF32)" in jetpack.calls
     fp32, fp8, int8 = jetpack.precisions
-    assert fp32.refused is None and fp32.plan == f"tiny.fp32.{fp32.key[:16]}.plan"
+    assert fp32.refused is None and (fp32.plan, fp32.key) == ("tiny.fp32.*.plan", None)  # the power mode is in it
     assert "8.7 has no FP8 tensor cores" in fp8.refused and fp8.plan is None
     assert "has no int8 network; it has fp32, fp16" in int8.refused
     rtx = next(build for build in builds.values() if build.library == "tensorrt_rtx")
@@ -63,8 +65,24 @@ def test_dla(bundle: Bundle) -> None:
     calls = builds["JetPack 7.2.2"].calls
     assert {"config.default_device_type = DeviceType.DLA", "config.DLA_core = 0"} < set(calls)
     assert "config.set_flag(BuilderFlag.GPU_FALLBACK)" in calls
+    with_core_2 = builds_for("agx-orin", bundle, options=dataclasses.replace(options, dla=2))
+    assert "has 2 DLA cores, numbered from 0; core 2 was asked for" in with_core_2["JetPack 7.2.2"].refused
     assert "has no DLA cores" in builds_for("orin-nano", bundle, options=options)["JetPack 6.1 and 6.2"].refused
     assert "has no DLA" in builds_for("thor", bundle, options=options)["JetPack 7.0 and 7.1"].refused
+
+
+def test_one_library_alone(bundle: Bundle) -> None:
+    for library, expected in (("tensorrt", {"tensorrt"}), ("tensorrt_rtx", {"tensorrt_rtx"})):
+        builds = explain.explain(device("l4"), bundle, ("fp32",), NOTHING, library)
+        assert {build.library for build in builds} == expected
+    with pytest.raises(UserError, match="unknown library 'onnx'"):
+        explain.explain(device("l4"), bundle, ("fp32",), NOTHING, "onnx")
+
+
+def test_where_nothing_builds_the_cpu_is_named(bundle: Bundle) -> None:
+    for name, said in (("xavier-nx", True), ("orin-nano", False)):
+        text = text_of(device(name), bundle, list(builds_for(name, bundle).values()))
+        assert ("On its CPU the bundle runs without one" in text) == said
 
 
 def test_turing_ahead_of_time(bundle: Bundle) -> None:
@@ -94,6 +112,7 @@ def test_what_is_said_is_what_is_called(recorded: str, version: str) -> None:
         profiles=(BatchProfile(1, 1, 1),),
         workspace_mb=1,
         level=2,
+        timing_cache=Path("times"),
         compatibility="ampere+",
         version_compatible=True,
         strip_weights=True,
@@ -107,5 +126,5 @@ def test_what_is_said_is_what_is_called(recorded: str, version: str) -> None:
         if (value := call.rstrip(")").replace("(", " ").replace(",", " ").split()[-1]).count("."):
             kind, member = value.split(".")
             assert getattr(getattr(module, kind), member) is not None
-    assert "config.set_flag(BuilderFlag.STRIP_PLAN)" in calls
+    assert {"config.set_flag(BuilderFlag.STRIP_PLAN)", "config.set_timing_cache(times)"} <= set(calls)
     assert "config.set_memory_pool_limit(MemoryPoolType.WORKSPACE, 1048576)" in calls

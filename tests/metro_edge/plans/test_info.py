@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform as system
 from pathlib import Path
 
 import pytest
 
-from metro_edge import machine
 from metro_edge.backends.gpu import Gpu
+from metro_edge.bundle import Bundle
 from metro_edge.errors import UserError
 from metro_edge.files import sha256_of
 from metro_edge.plans import BatchProfile, BuildOptions, PlanInfo, PlanMismatchError
-from metro_edge.plans.info import check_runs_here, describe_builder, difference, identity_of, platform_name
+from metro_edge.plans.info import check_runs_here, difference, identity_of, origin_of, platform_name
 from metro_edge.plans.versions import features_of
 
 CONTENT = b"what a plan is made of"
@@ -23,7 +24,7 @@ RTX = features_of("tensorrt_rtx", "1.7.1")
 
 
 def info_of(has=JETSON, options=None, gpu=ORIN, precision="fp16") -> PlanInfo:
-    identity = identity_of(has, "a" * 64, precision, options or BuildOptions(), gpu)
+    identity = identity_of(has, "a" * 64, precision, options or BuildOptions(), gpu, power_mode="MAXN")
     return PlanInfo(
         **vars(identity),
         plan_sha256=sha256_of(CONTENT),
@@ -62,7 +63,7 @@ def test_refuses_a_missing_part(plan_path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 2, "gpu": null}', b"\xff\xfe"]
+    "text", ["", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 3, "gpu": null}', b"\xff\xfe"]
 )
 def test_refuses_other_json(plan_path: Path, text: str | bytes) -> None:
     PlanInfo.path_of(plan_path).write_bytes(text.encode() if isinstance(text, str) else text)
@@ -71,7 +72,15 @@ def test_refuses_other_json(plan_path: Path, text: str | bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"extra": 1}, {"profiles": [[1, 2]]}, {"profiles": 3}, {"settings": []}, {"compute_capabilities": None}]
+    "change",
+    [
+        {"extra": 1},
+        {"profiles": [[1, 2]]},
+        {"profiles": 3},
+        {"settings": []},
+        {"origin": "here"},
+        {"compute_capabilities": None},
+    ],
 )
 def test_refuses_other_fields(plan_path: Path, change: dict) -> None:
     sidecar = PlanInfo.path_of(plan_path)
@@ -99,6 +108,18 @@ class TestIdentity:
         assert (info_of(RTX).gpu, info_of(RTX).compute_capabilities) == (None, ("8.0+",))
         assert info_of(RTX, precision="fp8").compute_capabilities == ("8.9+",)
         assert info_of(RTX, BuildOptions(capabilities=("8.6",))).compute_capabilities == ("8.6",)
+        assert info_of(RTX).power_mode is None and info_of().power_mode == "MAXN"
+
+    def test_an_rtx_plan_is_of_no_system(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It runs on Linux and Windows alike, which call one processor by two names."""
+        places = {}
+        for name, processor in (("Linux", "x86_64"), ("Windows", "AMD64"), ("Linux", "aarch64")):
+            monkeypatch.setattr(system, "system", lambda name=name: name)
+            monkeypatch.setattr(system, "machine", lambda processor=processor: processor)
+            places[name, processor] = (info_of().platform, info_of(RTX).platform)
+        assert list(places.values()) == [
+            ("linux-x86_64", "any-x86_64"), ("windows-x86_64", "any-x86_64"), ("linux-aarch64", "any-aarch64")
+        ]  # fmt: skip
 
     def test_every_part_changes_the_key(self) -> None:
         """Graph, precision, library, version, platform, GPU, capability, profiles and flags."""
@@ -110,6 +131,7 @@ class TestIdentity:
             "library_version": "10.3.1",
             "platform": "windows-amd64",
             "gpu": "NVIDIA L4",
+            "power_mode": "MODE_15W",
             "compute_capabilities": ("8.9",),
             "profiles": (BatchProfile(1, 1, 9),),
             "settings": {"level": 5},
@@ -136,14 +158,15 @@ class TestIdentity:
 
 class TestRunsHere:
     def check(self, info: PlanInfo, **changes: object) -> None:
-        here = {"onnx_sha256": "a" * 64, "library": info.library, "library_version": info.library_version, "gpu": ORIN}
+        here = {"onnx_sha256": "a" * 64, "library": info.library, "library_version": info.library_version, "gpu": ORIN,
+                "power_mode": "MAXN"}  # fmt: skip
         check_runs_here(Path("a.plan"), info, **{**here, **changes})
 
     def test_here(self) -> None:
         self.check(info_of())
         self.check(info_of(), onnx_sha256=None)
         self.check(info_of(RTX))
-        self.check(info_of(RTX), gpu=Gpu("NVIDIA GeForce RTX 5090", "12.0"))
+        self.check(info_of(RTX), gpu=Gpu("NVIDIA GeForce RTX 5090", "12.0"), power_mode="15W")
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -153,6 +176,8 @@ class TestRunsHere:
             ({"library_version": "10.13.3"}, r"built with tensorrt 10\.3\.0, 10\.13\.3 is loaded"),
             ({"gpu": Gpu("NVIDIA L4", "8.9")}, r"runs on compute capability 8\.7, NVIDIA L4 has 8\.9"),
             ({"gpu": Gpu("Other", "8.7")}, "built on Orin, this is Other"),
+            ({"power_mode": "15W"}, "its kernels were chosen in power mode MAXN, this is 15W"),
+            ({"power_mode": None}, "its kernels were chosen in power mode MAXN, this is unknown"),
         ],
     )
     def test_elsewhere(self, changes: dict, message: str) -> None:
@@ -175,8 +200,12 @@ class TestRunsHere:
     def test_version_compatible_plans(self) -> None:
         info = info_of(options=BuildOptions(version_compatible=True))
         self.check(info, library_version="10.13.3")
-        with pytest.raises(PlanMismatchError, match=r"built with tensorrt 10\.3\.0, 10\.2\.0 is loaded"):
-            self.check(info, library_version="10.2.0")
+        self.check(info, library_version="11.2.1")
+        for version in ("10.2.0", "12.0.0"):  # no older one, and two majors alone go together
+            with pytest.raises(PlanMismatchError, match=rf"built with tensorrt 10\.3\.0, {version} is loaded"):
+                self.check(info, library_version=version)
+        with pytest.raises(PlanMismatchError, match="12.0.0 is loaded"):
+            self.check(dataclasses.replace(info, library_version="11.2.1"), library_version="12.0.0")
 
     def test_capabilities_compare_as_numbers(self) -> None:
         """12.0 is newer than 8.9, and 10.0 than 8.9, though not as text."""
@@ -185,6 +214,20 @@ class TestRunsHere:
             self.check(info_of(RTX, precision="fp8"))
 
 
-def test_power_mode_is_in_the_sidecar(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "power_mode", lambda: "MAXN_SUPER")
-    assert describe_builder()["power_mode"] == "MAXN_SUPER"
+def test_origin_is_what_the_passport_says(bundle: Bundle) -> None:
+    passport = {
+        **bundle.passport,
+        "calibration": {"images_sha256": "c" * 64},
+        "accuracy": {"data": "people", "samples": 3, "precisions": {"int8": {"mpjpe_lost_mm": 0.5}}},
+    }
+    made = dataclasses.replace(bundle, passport=passport)
+    about = {"data": "people", "samples": 3}
+    assert origin_of(made, "int8") == {
+        "bundle": "tiny",
+        "checkpoint": {"name": "tiny", "sha256": "0" * 64},
+        "calibration": {"images_sha256": "c" * 64},
+        "measured": {**about, "mpjpe_lost_mm": 0.5},
+    }
+    fp32 = origin_of(made, "fp32")
+    assert fp32["calibration"] is None and fp32["measured"] == about
+    assert origin_of(bundle, "fp16")["measured"] == {}

@@ -24,7 +24,7 @@ def test_profiles(text: str, expected: BatchProfile) -> None:
     assert parse_profile(str(expected)) == expected
 
 
-@pytest.mark.parametrize("text", ["", "one", "1,8", "1,2,3,4", "-1", "1.5"])
+@pytest.mark.parametrize("text", ["", "one", "1,8", "1,2,3,4", "-1", "1.5", "9" * 30])
 def test_not_a_profile(text: str) -> None:
     with pytest.raises(UserError, match="is neither one number nor three"):
         parse_profile(text)
@@ -37,7 +37,9 @@ def test_not_a_profile(text: str) -> None:
         ({"profiles": (BatchProfile(1, 9, 8),)}, "batches 1,9,8: 1 <= smallest <= best <= largest"),
         ({"profiles": (BatchProfile(0, 0, 0),)}, "1 <= smallest"),
         ({"profiles": (BatchProfile(1, 1, 2),) * 2}, "the same batches twice: 1,1,2 1,1,2"),
-        ({"workspace_mb": 0}, "workspace of 0 MB: a positive number"),
+        ({"profiles": (BatchProfile(1, 1, 10**6),)}, "largest <= 65536 was expected"),
+        ({"workspace_mb": 0}, "workspace of 0 MB: a number from 1 to 1048576"),
+        ({"workspace_mb": 10**15}, "workspace of 1000000000000000 MB"),  # more bytes than the library's 64 bits
         ({"level": 6}, "optimisation level 6: 0 "),
         ({"level": -1}, "optimisation level -1"),
         ({"compatibility": "all"}, "unknown compatibility 'all'; known: none, same-capability, ampere"),

@@ -112,10 +112,9 @@ def test_dla_where_the_device_has_none(
 
 
 def test_fp8_on_a_gpu_without_it(
-    tensorrt_of: Callable[..., RecordedTensorRT], graph: GraphMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tensorrt_of: Callable[..., RecordedTensorRT], graph: GraphMaker, tmp_path: Path
 ) -> None:
     tensorrt_of("10.3.0")
-    monkeypatch.setattr(build, "check_precision", lambda precision: precision)
     with pytest.raises(UserError, match=r"compute capability 8\.7 has no FP8 tensor cores"):
         build_plan(graph("fp8"), tmp_path / "a.plan", precision="fp8")
 
@@ -132,6 +131,35 @@ def test_refit_flags(tensorrt_of: Callable[..., RecordedTensorRT], strip: bool) 
     }
     assert set_ == ({"STRIP_PLAN", "REFIT_IDENTICAL"} if strip else {"REFIT"})
     assert not config.get_flag(rtx.BuilderFlag.TF32)
+
+
+def test_weights_are_stripped_from_rtx_plans_as_it_documents() -> None:
+    config = rtx.Builder(build.logger_of(rtx)).create_builder_config()
+    versions.configure(rtx, config, features(rtx), BuildOptions(strip_weights=True))
+    flags = rtx.BuilderFlag
+    assert config.get_flag(flags.REFIT) and config.get_flag(flags.STRIP_PLAN)
+    assert not config.get_flag(flags.REFIT_IDENTICAL)
+
+
+def test_refittable_plans_that_can_be_wrong_are_refused() -> None:
+    check_options(features_of("tensorrt", "11.3.0"), BuildOptions(strip_weights=True), "fp16", gpu=True)
+    for version in ("11.2.1", "11.4.1"):
+        check_options(features_of("tensorrt", version), BuildOptions(refit=True), "fp16", gpu=True)
+    with pytest.raises(UserError, match=r"tensorrt 11\.3\.0 can drop biases of refittable plans"):
+        check_options(features_of("tensorrt", "11.3.0"), BuildOptions(refit=True), "fp16", gpu=True)
+
+
+def test_the_power_mode_is_that_of_the_build(
+    tensorrt_of: Callable[..., RecordedTensorRT], graph: GraphMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt_of("10.3.0")
+    keys = set()
+    for mode in ("MAXN", "MODE_15W"):
+        monkeypatch.setattr(build, "power_mode", lambda mode=mode: mode)
+        info = build_plan(graph(), tmp_path / "a.plan", precision="fp32", progress=False)
+        assert info.power_mode == mode == PlanInfo.load(tmp_path / "a.plan").power_mode
+        keys.add(info.key)
+    assert len(keys) == 2
 
 
 def test_the_recording_refuses_what_a_version_lacks() -> None:
@@ -236,6 +264,17 @@ class TestLoadLibrary:
         install()
         with pytest.raises(MissingExtraError, match=r"metro-edge\[tensorrt\]"):
             load_library()
+        with pytest.raises(MissingExtraError, match=r"metro-edge\[rtx\]"):
+            load_library("tensorrt_rtx")
+
+    def test_a_jetson_has_it_already(
+        self, install: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        install()
+        monkeypatch.setattr(versions, "JETSON", tmp_path)
+        for library in ("auto", "tensorrt"):
+            with pytest.raises(UserError, match="JetPack brings it .*--system-site-packages"):
+                load_library(library)
         with pytest.raises(MissingExtraError, match=r"metro-edge\[rtx\]"):
             load_library("tensorrt_rtx")
 
