@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 MOST_GB = 8.0  # of any step
 # Of the mesh's size, the most that a precision may move it on these weights; about three times what was seen.
-MOST_MOVED = {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.15}
+MOST_MOVED = {"fp32": 1e-5, "fp16": 8e-3, "int8": 0.3}
 LOOSE = ["fp32=1", "fp16=1000", "int8=100000"]
 
 
