@@ -1,6 +1,7 @@
 # make demo        a body mesh on a picture, with the light runtime only
 # make test        lint, types and the fast tests
 # make test-slow   the long tests       make test-gpu   the tests that need an NVIDIA GPU
+# make test-cuda   the CUDA kernels, on a stand-in for the GPU (a part of make test)
 # make lint        ruff and mypy        make clean      remove .venv and caches
 
 PYTHON ?= python3
@@ -19,10 +20,10 @@ DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-gpu lint clean
+.PHONY: help demo test test-slow test-gpu test-cuda compute-sanitizer ptx lint clean
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 demo: $(RUNTIME)
 	@echo "metro-edge demo: one picture and a short clip, on the CPU (about half a minute)"
@@ -33,6 +34,13 @@ test: lint
 	@echo "pytest: the fast tests"
 	@$(BIN)/python -m pytest -q --ignore tests/training $(PYTEST_ARGS)
 	@$(BIN)/python -m pytest -q tests/training $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test-cuda
+
+# Twice: the second time under AddressSanitizer and UndefinedBehaviorSanitizer. Builds PyCUDA first (two minutes, once).
+test-cuda: $(DEV)
+	@echo "pytest: the CUDA kernels on a stand-in for the GPU"
+	@$(BIN)/python -m tests.virtual_gpu $(PYTEST_ARGS)
+	@$(BIN)/python -m tests.virtual_gpu --sanitize $(PYTEST_ARGS)
 
 test-slow: $(DEV)
 	@echo "pytest: the slow tests (minutes)"
@@ -41,6 +49,14 @@ test-slow: $(DEV)
 
 test-gpu: $(DEV)
 	@$(BIN)/python -m pytest -q -m gpu $(PYTEST_ARGS)
+
+# On a machine with a GPU and the CUDA toolkit.
+compute-sanitizer: $(DEV)
+	@compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -q -m "gpu and not slow" tests/metro_edge/cuda $(PYTEST_ARGS)
+
+# The PTX that ships in the wheel, after a change to a kernel; needs nvcc.
+ptx: $(DEV)
+	@$(BIN)/python -m metro_edge.cuda.prebuilt
 
 lint: $(DEV)
 	@echo "ruff and mypy"

@@ -74,7 +74,7 @@ setup(
     python_requires=">=3.10",
     # Explicit: a bare find_packages() would install top-level packages called `training` and `benchmarks`.
     packages=find_packages(include=["metro_edge", "metro_edge.*"]),
-    package_data={"metro_edge": ["assets/*", "assets/**/*", "cuda/**/*.cu", "cuda/**/*.cuh", "py.typed"]},
+    package_data={"metro_edge": ["assets/*", "assets/**/*", "cuda/**/*.cu*", "cuda/**/*.ptx", "py.typed"]},
     install_requires=[
         "numpy>=1.26",
         "opencv-python>=5.0",  # cv2.triangleRasterize

@@ -121,7 +121,7 @@ def demo_spans(box: ArrayLike, size: int) -> tuple[Span, Span]:
     """Return the columns and the rows, fractions of pixels, that the crop `metro_demo` of a box covers."""
     columns, rows = demo_part(box)
     spans = []
-    for (low, high), (resized, offset) in zip((columns, rows), _demo_sizes(columns, rows, size), strict=True):
+    for (low, high), (resized, offset) in zip((columns, rows), demo_sizes(columns, rows, size), strict=True):
         pixel = (high - low) / resized
         spans.append((low + offset * pixel, low + (offset + size) * pixel))
     return spans[0], spans[1]
@@ -136,13 +136,13 @@ def demo_crop(image: Frame, box: ArrayLike, size: int) -> NDArray[np.uint8]:
     the frame are black.
     """
     columns, rows = demo_part(box)
-    (wide, left), (high, top) = _demo_sizes(columns, rows, size)
+    (wide, left), (high, top) = demo_sizes(columns, rows, size)
     top_rows = _triangle_rows(image, rows, high, top, size)
     turned = np.ascontiguousarray(top_rows.transpose(1, 0, 2))
     return np.ascontiguousarray(_triangle_rows(turned, columns, wide, left, size).transpose(1, 0, 2))
 
 
-def _demo_sizes(columns: Span, rows: Span, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def demo_sizes(columns: Span, rows: Span, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return for columns and rows the resized length and the offset of the middle square in it."""
     width, height = columns[1] - columns[0], rows[1] - rows[0]
     short = min(width, height)

@@ -1,0 +1,144 @@
+"""Arrays and frames in device memory, as the launchers take them: checked before anything is launched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from metro_edge.errors import UserError
+from metro_edge.preprocess import MAX_SIDE_PX
+
+BYTES_PER_PX = {"bgr": 3, "rgb": 3, "grey": 1, "nv12": 1, "yuyv": 2}  # of the first plane
+FORMATS = tuple(BYTES_PER_PX)
+
+# (black level, gains of Y, of V in red, of U and V in green, of U in blue), in 2^-20; Y and the others count levels of
+# 0 to 255. bt601 is what cv2.cvtColor does with NV12 and YUY2; the others follow from the coefficients Kr, Kb of
+# ITU-R BT.601-7 and BT.709-6 with 219 (luma) and 224 (chroma) levels, or 255 where the range is full.
+YUV_RULES = {
+    "bt601": (16, 1220542, 1673527, -409993, -852492, 2116026),
+    "bt709": (16, 1220945, 1879825, -223607, -558796, 2215014),
+    "bt601-full": (0, 1048576, 1470104, -360853, -748826, 1858077),
+    "bt709-full": (0, 1048576, 1651297, -196424, -490864, 1945738),
+}
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """A C-contiguous array in device memory that somebody else owns and keeps alive.
+
+    Attributes:
+        pointer: address of the first element.
+        shape, dtype: as NumPy's.
+    """
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, array: Any, name: str = "array") -> DeviceArray:
+        """Return any object with __cuda_array_interface__ (PyCUDA, CuPy, PyTorch, Numba) as one.
+
+        Raises UserError for another object, or one that is not C-contiguous.
+        """
+        if isinstance(array, DeviceArray):
+            return array
+        interface = getattr(array, "__cuda_array_interface__", None)
+        if not isinstance(interface, dict):
+            raise UserError(
+                f"{name} must be in device memory: a DeviceArray or an object with __cuda_array_interface__, "
+                f"got {type(array).__name__}"
+            )
+        shape, dtype = tuple(int(n) for n in interface["shape"]), np.dtype(interface["typestr"])
+        strides = interface.get("strides")
+        if strides is not None and 0 not in shape and _c_strides(shape, dtype) != _without_ones(shape, strides):
+            raise UserError(f"{name} must be C-contiguous, got shape {shape} with strides {tuple(strides)} bytes")
+        return cls(int(interface["data"][0] or 0), shape, dtype)
+
+
+def _c_strides(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
+    strides = [dtype.itemsize * int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape))]
+    return _without_ones(shape, strides)
+
+
+def _without_ones(shape: tuple[int, ...], strides: Any) -> tuple[int, ...]:
+    """Return the strides that matter: along an axis of one element any will do."""
+    return tuple(int(stride) for n, stride in zip(shape, strides, strict=True) if n != 1)
+
+
+def pointer_of(name: str, array: Any, shape: tuple[int, ...], dtype: DTypeLike) -> np.uint64:
+    """Return the address of a device array for a launch; raises UserError unless it has this shape and type."""
+    held = DeviceArray.of(array, name)
+    if held.shape != shape or held.dtype != np.dtype(dtype):
+        raise UserError(f"{name} must be {shape} {np.dtype(dtype).name}, got {held.shape} {held.dtype.name}")
+    if not held.pointer and 0 not in shape:
+        raise UserError(f"{name} is at address 0: it was freed, or never allocated")
+    if held.pointer % np.dtype(dtype).itemsize:
+        raise UserError(f"{name} is at {held.pointer:#x}, which is no multiple of {np.dtype(dtype).itemsize} bytes")
+    address: np.uint64 = np.uint64(held.pointer)
+    return address
+
+
+@dataclass(frozen=True)
+class DeviceFrame:
+    """A picture in device memory, as cameras and decoders give it; somebody else owns it and keeps it alive.
+
+    Attributes:
+        pointer: address of the first row.
+        width, height: in px; even for `nv12`, an even width for `yuyv`.
+        format: `bgr`, `rgb` (3 bytes a pixel), `grey` (1), `nv12` (Y, then pairs U, V at half the resolution both ways)
+            or `yuyv` (Y0, U, Y1, V for two pixels).
+        pitch: bytes from one row to the next; 0 stands for rows without a gap.
+        uv_pointer, uv_pitch: of nv12's second plane; 0 stands for right behind the first, with its pitch.
+        yuv: a name of YUV_RULES, what the colours of nv12 and yuyv mean.
+
+    Raises:
+        UserError: for values that do not fit the above.
+    """
+
+    pointer: int
+    width: int
+    height: int
+    format: str = "bgr"
+    pitch: int = 0
+    uv_pointer: int = 0
+    uv_pitch: int = 0
+    yuv: str = "bt601"
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS or self.yuv not in YUV_RULES:
+            raise UserError(
+                f"unknown format {self.format!r} or YUV rule {self.yuv!r}; "
+                f"known: {', '.join(FORMATS)}; {', '.join(YUV_RULES)}"
+            )
+        size = f"{self.width} x {self.height} px"
+        if not (1 <= self.width <= MAX_SIDE_PX and 1 <= self.height <= MAX_SIDE_PX):
+            raise UserError(f"a frame must be 1 to {MAX_SIDE_PX} px in width and height, got {size}")
+        if (self.format in ("nv12", "yuyv") and self.width % 2) or (self.format == "nv12" and self.height % 2):
+            raise UserError(f"{self.format} needs an even width{' and height' * (self.format == 'nv12')}, got {size}")
+        row = self.width * BYTES_PER_PX[self.format]
+        for name, pitch in (("pitch", self.pitch), ("uv_pitch", self.uv_pitch)):
+            if pitch and pitch < row:
+                raise UserError(f"{name} {pitch} is below the {row} bytes of a row of {self.width} px {self.format}")
+        if self.pointer <= 0 or self.uv_pointer < 0:
+            raise UserError(f"a frame needs its address in device memory, got {self.pointer} and {self.uv_pointer}")
+        if self.format != "nv12" and (self.uv_pointer or self.uv_pitch):
+            raise UserError(f"{self.format} has one plane, but uv_pointer or uv_pitch is given")
+
+    @property
+    def row_pitch(self) -> int:
+        """Bytes from row to row of the first plane."""
+        return self.pitch or self.width * BYTES_PER_PX[self.format]
+
+    @property
+    def uv_row_pitch(self) -> int:
+        """Bytes from row to row of nv12's second plane, else 0."""
+        return (self.uv_pitch or self.row_pitch) if self.format == "nv12" else 0
+
+    @property
+    def uv_address(self) -> int:
+        """Address of nv12's second plane, else 0."""
+        return (self.uv_pointer or self.pointer + self.row_pitch * self.height) if self.format == "nv12" else 0

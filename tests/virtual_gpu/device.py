@@ -1,0 +1,119 @@
+"""The device that tests marked `gpu` run on: the stand-in where the environment names it, else a real GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import DTypeLike, NDArray
+
+from metro_edge.cuda.loading import Image, KernelLoader
+from metro_edge.cuda.toolchain import source_of
+from tests.virtual_gpu import build
+
+LIBRARY, SANITIZE, MUTANT = "VIRTUAL_GPU_LIBRARY", "VIRTUAL_GPU_SANITIZE", "VIRTUAL_GPU_MUTANT"
+
+
+def environment(sanitize: str = "", **more: str) -> dict[str, str]:
+    """Build what is missing and return the environment of a process that uses the stand-in; raises UnavailableError."""
+    paths = [str(build.pycuda_site()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = {**os.environ, LIBRARY: str(build.driver()), SANITIZE: sanitize, "PYTHONPATH": os.pathsep.join(paths)}
+    if sanitize:
+        libraries = [
+            subprocess.run(
+                [build.compiler(), f"-print-file-name={name}"], check=True, capture_output=True, text=True
+            ).stdout.strip()
+            for name in ("libasan.so", "libstdc++.so")
+        ]
+        # Python does not free all it has at its end.
+        variables |= {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    return {**variables, **more}
+
+
+def on_stand_in() -> bool:
+    """Whether this process runs on the stand-in."""
+    return LIBRARY in os.environ
+
+
+def host_image(name: str, capability: tuple[int, int]) -> Iterator[Image]:
+    """Give a kernel file compiled for the host, as metro_edge.cuda.loading asks for; tests of faults name another."""
+    changed = os.environ.get(MUTANT, "")
+    source = source_of(name)
+    if changed.endswith(f"/{name}.cu"):
+        source = source.with_name(changed)  # an absolute path takes the place of the folder
+    yield Image("library of the host", build.image(source, os.environ.get(SANITIZE, "")).read_bytes())
+
+
+class Device:
+    """A CUDA context with kernels, and arrays in its memory."""
+
+    def __init__(self) -> None:
+        self.driver = self._import()
+        self.driver.init()
+        self.context = self.driver.Device(0).retain_primary_context()
+        self.context.push()
+        self.loader = KernelLoader(host_image) if on_stand_in() else KernelLoader()
+
+    @staticmethod
+    def _import() -> Any:
+        if on_stand_in():
+            # Global, so that PyCUDA finds the driver's functions in it.
+            Device.library = ctypes.CDLL(os.environ[LIBRARY], mode=ctypes.RTLD_GLOBAL)
+            Device.library.virtual_gpu_count.restype = ctypes.c_long
+        try:
+            import pycuda.driver as driver
+        except ImportError as error:
+            pytest.skip(f"no GPU with PyCUDA here ({error}); `make test-cuda` runs these tests on a stand-in")
+        return driver
+
+    library: ctypes.CDLL
+
+    def close(self) -> None:
+        self.context.pop()
+        self.context.detach()
+
+    def count(self, name: str) -> int:
+        """Return what the stand-in counted: calls of a driver function, `kernel NAME`, `bytes to device` ..."""
+        return int(self.library.virtual_gpu_count(name.encode()))
+
+    def wait(self) -> None:
+        """Wait for all work; fails where a kernel wrote outside an allocation."""
+        self.context.synchronize()
+
+    def upload(self, array: NDArray[Any]) -> Held:
+        held = self.empty(array.shape, array.dtype)
+        if array.size:
+            self.driver.memcpy_htod(held.memory, np.ascontiguousarray(array))
+        return held
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Held:
+        return Held(self.driver, tuple(shape), np.dtype(dtype))
+
+
+class Held:
+    """An array in device memory."""
+
+    def __init__(self, driver: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._driver, self.shape, self.dtype = driver, shape, dtype
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self.memory = driver.mem_alloc(nbytes) if nbytes else None
+
+    @property
+    def pointer(self) -> int:
+        return int(self.memory) if self.memory else 0
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3}
+
+    def get(self) -> NDArray[Any]:
+        """Return the array; waits for all work."""
+        array = np.empty(self.shape, self.dtype)
+        if self.memory:
+            self._driver.memcpy_dtoh(array, self.memory)
+        return array
