@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar, WeightAveraging
 from torch import Tensor
 
+LOG_EVERY_STEPS = 20
+
 
 class LastCheckpoint(Checkpoint):
     """Keeps `path` the newest state: after each validation, at the end of an epoch, and every so many steps.
@@ -57,15 +59,16 @@ class LastCheckpoint(Checkpoint):
 
 
 class ValidationTimes(lightning.Callback):
-    """Validates `per_epoch` times an epoch, always after a whole optimiser step."""
+    """Validates `per_epoch` times an epoch, always after a whole optimiser step; logs losses at least once an epoch."""
 
     def __init__(self, per_epoch: int) -> None:
         self.per_epoch = per_epoch
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Set the interval, before Lightning reads it together with the data."""
+        """Set the intervals, before Lightning reads them together with the data."""
         steps: int = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
         trainer.val_check_interval = max(1, steps // self.per_epoch) * trainer.accumulate_grad_batches
+        trainer.log_every_n_steps = max(1, min(LOG_EVERY_STEPS, steps))  # type: ignore[attr-defined]
 
 
 def averaged_weights(decay: float) -> WeightAveraging:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -284,4 +285,6 @@ def _checked(kind: type, section: str, values: dict[str, Any]) -> dict[str, Any]
         expected = (int, float) if hints[key] is float else hints[key]
         if not isinstance(value, expected) or (isinstance(value, bool) and hints[key] is not bool):
             raise UserError(f"{section}: {key} must be {hints[key].__name__}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{section}: {key} must be a finite number, got {value!r}")
     return values

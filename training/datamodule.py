@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from training.config import FitConfig
+from training.data.loading import PlainLoader
 from training.data.order import EpochBatches, EpochLoader, Share
 from training.data.sets import MixedSet, open_sets
 from training.data.shards import ShardedPeople, people_shards
@@ -89,7 +90,7 @@ class PeopleData(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """Return this process's share of the held-out samples, not augmented."""
         share = Share(len(self.held_out), *self._process())
-        return DataLoader(self.held_out, sampler=share, batch_size=self.batch_size, **self._options())
+        return PlainLoader(self.held_out, sampler=share, batch_size=self.batch_size, **self._options())
 
     def _epoch_batches(self, epoch: int) -> EpochBatches:
         accumulate, seed = self.config.optim.accumulate, self.config.optim.seed

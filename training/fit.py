@@ -13,11 +13,13 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from metro_edge.errors import UserError
+from metro_edge.files import output_folder
 from training.callbacks import LastCheckpoint, StepTimeBar, ValidationTimes, averaged_weights
 from training.config import FitConfig
 from training.datamodule import PeopleData
 from training.module import MetroModule
 from training.pictures import PredictionPictures
+from training.start import check_resumable
 
 LAST = "last.ckpt"
 LIGHTNING_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -36,8 +38,10 @@ def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int
         max_steps: stop after so many optimiser steps, whatever the epochs; -1 for no limit.
 
     Raises:
-        UserError: fp16 without a GPU; `output` holds a run and `resume` is not set, or the other way round; a loss
-            that is not finite.
+        UserError: fp16 without a GPU; `output` holds a run and `resume` is not set, or the other way round, or cannot
+            be written; a checkpoint to resume from that is damaged or of another network; unusable data; a loss that
+            is not finite.
+        KeyboardInterrupt: the user interrupted; `last.ckpt` is whole.
     """
     last = output / "checkpoints" / LAST
     if resume and not last.is_file():
@@ -47,6 +51,9 @@ def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int
     optim = config.optim
     if optim.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("optim.precision fp16 needs a GPU, and none was found; use bf16 or fp32")
+    if resume:
+        check_resumable(last, config)
+    output_folder(output)
     lightning.seed_everything(optim.seed, workers=True, verbose=False)
     best = ModelCheckpoint(
         dirpath=output / "checkpoints",
@@ -72,11 +79,15 @@ def fit(config: FitConfig, output: Path, *, resume: bool = False, max_steps: int
         use_distributed_sampler=False,  # the data module shares samples out itself, none of them twice
         reload_dataloaders_every_n_epochs=1,
         enable_model_summary=False,
-        log_every_n_steps=max(1, min(20, config.data.train_count // (optim.batch_size * optim.accumulate))),
     )
     # A checkpoint holds all that a new run starts from, whose files may be gone by now.
     module = MetroModule(config, start=not resume)
-    trainer.fit(module, datamodule=PeopleData(config), ckpt_path=last if resume else None, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=PeopleData(config), ckpt_path=last if resume else None, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning closes down in order after Ctrl-C, and then exits by itself
+            raise KeyboardInterrupt from None
+        raise
     return Path(best.best_model_path or last)
 
 

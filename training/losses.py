@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +31,9 @@ class LossWeights:
     joints_2d: float = 0.5
 
     def __post_init__(self) -> None:
-        if any(value < 0 for value in vars(self).values()) or not any(vars(self).values()):
-            raise UserError(f"loss weights must not be negative nor all zero, got {vars(self)}")
+        values = list(vars(self).values())
+        if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
+            raise UserError(f"loss weights must be numbers from 0 on, not all zero, got {vars(self)}")
 
 
 class MetroLoss(nn.Module):

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 from metro_edge.errors import UserError
 from metro_edge.metrics import mean_mm, mpvpe
 from metro_edge.template import BodyTemplate
 from training.data.labelled import BadSampleError, LabelledSet, check_picture, make_item
+from training.data.loading import PlainLoader
 from training.evaluate import Predict
-from training.protocols import TITLES, Protocol, Truth
+from training.protocols import CROP_RULE_WORDS, TITLES, Protocol, Truth
 from training.tta import PLAIN, TestTimeViews
 
 Floats = NDArray[np.float32]
@@ -126,7 +127,7 @@ def run_protocol(
     rules = list(rules) or [people.spec.crop_rule]
     items = _EvaluationItems(people, rules, views, skip_bad, count)
     group = max(batch_size // len(views.pairs), 1)
-    loader: DataLoader[Batch] = DataLoader(items, batch_size=group, num_workers=workers, collate_fn=_collate)
+    loader = PlainLoader(items, _collate, batch_size=group, num_workers=workers)
     runs = [_Run(protocol, template, keep) for _ in rules]
     skipped: list[str] = []
     with tqdm(total=len(items), desc=protocol.name, unit="picture", leave=False) as bar:
@@ -222,7 +223,8 @@ def protocol_table(report: dict[str, Any]) -> str:
     protocol, rows = report["protocol"], report["rows"]
     metrics, moved = list(protocol["metrics"]), any("moved_mm" in row for row in rows)
     titles = ["crop rule", "samples", *(TITLES[name] for name in metrics), *(["moved mm"] if moved else [])]
-    lines = [*protocol["text"], *(f"{key}: {value}" for key, value in report.get("run", {}).items()), ""]
+    lines = [*protocol["text"], *(f"crop rule {row['crop_rule']}: {CROP_RULE_WORDS[row['crop_rule']]}" for row in rows)]
+    lines += [*(f"{key}: {value}" for key, value in report.get("run", {}).items()), ""]
     lines += ["| " + " | ".join(titles) + " |", "| " + " | ".join("---" for _ in titles) + " |"]
     for row in rows:
         cells = [_cell(name, row["errors"][name]) for name in metrics]

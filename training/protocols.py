@@ -20,6 +20,12 @@ from metro_edge.spec import ModelSpec
 from metro_edge.template import BodyTemplate
 
 Errors = NDArray[np.float64]
+CROP_RULE_WORDS = {
+    "box_area": "up to 4 x 4 bilinear taps a pixel, mean colour outside",
+    "box_bilinear": "one bilinear tap a pixel, mean colour outside",
+    "metro_eval": "METRO's own: corners cut to whole pixels, one bilinear tap a pixel, black outside",
+    "metro_demo": "METRO's demonstration: resized with antialiasing, black outside",
+}
 TITLES = {
     "mpjpe": "MPJPE mm",
     "pa_mpjpe": "PA-MPJPE mm",
@@ -34,6 +40,7 @@ PLACEHOLDERS = (
     "the labels of METRO's FreiHAND test set are placeholders: hand in the submission file, or evaluate on FreiHAND's "
     "own evaluation folder with evaluation_xyz.json and evaluation_verts.json"
 )
+SQUARE_OF_LABELS = "square of 200 px x scale about center, both of METRO's labels"
 MIDDLE_OF_HIPS = "middle of the hips (mean of joints 2 and 3), for joints"
 
 
@@ -51,6 +58,7 @@ class Protocol:
         mesh_root: joint set whose root the meshes are centred on for MPVPE; METRO takes its own regressor's pelvis.
         alignment: of the PA errors.
         gender: of the true bodies.
+        square: which part of the picture the network sees; how that is resampled is the crop rule's.
         metrics: keys of TITLES, in the table's order.
         undefined: metric -> why it has no value here.
         truth_joints: `labels` of the data set, or regressed from the true `mesh`.
@@ -70,6 +78,7 @@ class Protocol:
     mesh_root: str = ""
     alignment: str = SIMILARITY
     gender: str = "none"
+    square: str = SQUARE_OF_LABELS
     truth_joints: str = "labels"
     count: int = 0
     published: dict[str, float] = field(default_factory=dict)
@@ -84,6 +93,7 @@ class Protocol:
             "root": self.root,
             "alignment": f"PA errors {self.alignment}",
             "gender of the true bodies": self.gender,
+            "crop": self.square,
             "means": "over samples, each with the same weight, in one process, the last part of a batch included",
             **{f"{TITLES[name].removesuffix(' mm')} undefined": why for name, why in self.undefined.items()},
             "METRO's published": ", ".join(f"{TITLES[k]} {v}" for k, v in self.published.items()) or "none",
@@ -149,6 +159,7 @@ class Truth:
 
 _SMPL_JOINTS = "14 joints (h36m14), predicted ones regressed from the full mesh by METRO's Human3.6M regressor"
 _SMPL_ROOT = f"{MIDDLE_OF_HIPS}; pelvis of METRO's Human3.6M regressor, for meshes"
+_3DPW_SQUARE = f"{SQUARE_OF_LABELS}; of 3DPW's own files as METRO's, 1.44 times the SMPL joints' extent in the picture"
 _FREIHAND = ("pa_mpjpe", "pa_mpvpe", "f_5mm", "f_15mm")
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -156,12 +167,13 @@ PROTOCOLS: dict[str, Protocol] = {
     for protocol in (
         Protocol(
             name="generated",
-            data="generated people of one seed, frames of 320 x 320 px, crop from the true box",
+            data="generated people of one seed, frames of 320 x 320 px",
             body="anny",
             joint_set="h36m14",
             joints="14 joints (h36m14) regressed from the predicted and the true full mesh by the body's regressor",
             root="middle of the hips (mean of joints 2 and 3), for joints and meshes",
             gender="Anny's, continuous",
+            square="square about the true box, its longer side times the network's box_scale",
             truth_joints="mesh",
         ),
         Protocol(
@@ -172,6 +184,7 @@ PROTOCOLS: dict[str, Protocol] = {
             joints=f"{_SMPL_JOINTS}; true ones are the motion capture's",
             root=MIDDLE_OF_HIPS,
             undefined={"mpvpe": NO_MESHES},
+            square=f"{SQUARE_OF_LABELS} or of the .npz; of videos 1.2 times the extent of the projected joints",
             count=27_558,
             published={"mpjpe": 54.0, "pa_mpjpe": 36.7},
             note="pseudo meshes that a test file may hold are not scored; SPIN's regressor has another joint order",
@@ -185,6 +198,7 @@ PROTOCOLS: dict[str, Protocol] = {
             root=_SMPL_ROOT,
             mesh_root="h36m17",
             gender="neutral SMPL for everybody, as METRO",
+            square=_3DPW_SQUARE,
             count=35_515,
             published={"mpjpe": 77.1, "pa_mpjpe": 47.9, "mpvpe": 88.2},
             note="not comparable with gendered ground truth, nor with the 24-joint scores of the 3DPW challenge",
@@ -198,6 +212,7 @@ PROTOCOLS: dict[str, Protocol] = {
             root=_SMPL_ROOT,
             mesh_root="h36m17",
             gender="male or female SMPL, the person's, as 3DPW was made",
+            square=_3DPW_SQUARE,
             count=35_515,
             note="not METRO's protocol: its numbers are those of 3dpw-neutral",
         ),
@@ -215,12 +230,13 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="freihand",
-            data="FreiHAND evaluation split in image order: centre (112, 112) px, scale 0.9 (180 px), right hands",
+            data="FreiHAND evaluation split in image order, right hands",
             body="mano",
             joint_set="freihand21",
             joints="21 joints (freihand21), predicted ones regressed from the full mesh by METRO's MANO regressor",
             root="none: only aligned errors mean anything here; the submission's points are relative to the wrist",
             metrics=_FREIHAND,
+            square="square of 180 px about (112, 112), which is METRO's scale 0.9",
             count=3_960,
             published={"pa_mpjpe": 6.6, "pa_mpvpe": 6.7, "f_5mm": 0.721, "f_15mm": 0.981},
             note="with METRO's test-time augmentation (--tta) 6.2, 6.3, 0.743, 0.984; lengths in metres; the official "

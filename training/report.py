@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from metro_edge.errors import UserError
 from metro_edge.metrics import METRIC_NAMES
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.data.shards import ShardedPeople, people_shards
+from training.data.shards import BODY, ShardedPeople, people_shards
 from training.evaluate import PROTOCOL, best_constant_pose, constant, evaluate, mean_body, predictor
+from training.model.weight_files import listed
 
 BASELINE_SAMPLES = 4_000  # of the training set: the means move by less than a millimetre with more
 
@@ -20,9 +22,20 @@ def accuracy_report(checkpoint: Checkpoint, count: int | None = None) -> dict[st
     """Evaluate a checkpoint on its run's held-out samples.
 
     Returns: `protocol`, `samples`, `seed`, and under `errors_mm` per method the MPJPE, PA-MPJPE and MPVPE in mm.
+
+    Raises:
+        UserError: a network that was not trained on generated people, or a count that is not there.
     """
     config = checkpoint.config
     data, spec = config.data, config.spec
+    if data.train_sets or spec.body != BODY:
+        sets = f"the data sets {', '.join(data.train_sets)}" if data.train_sets else f"people of the body {spec.body!r}"
+        raise UserError(
+            f"network {config.name!r} was trained on {sets}, not on generated people, so it has no held-out samples "
+            "of its own here: python -m training evaluate NETWORK --protocol NAME --data PATH"
+        )
+    if count is not None and not 1 <= count <= data.validation_count:
+        raise UserError(f"the run has {data.validation_count} held-out samples, cannot take {count}")
     template = config.template
     train, held_out = (
         ShardedPeople(people_shards(Path(data.folder), spec, seed=seed, count=n, workers=2), spec, train=False)
@@ -61,11 +74,13 @@ def publish(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """Round the weights to float16 values, measure them, and write the checkpoint that ships.
 
     Rounding first means that the half-sized file, its FP32 ONNX and its FP16 ONNX hold the same numbers.
+
+    Raises UserError as accuracy_report and save_checkpoint do, and for weights beyond float16's range.
     """
     state = checkpoint.model.state_dict()
     rounded = {k: v.half().float() if v.is_floating_point() else v for k, v in state.items()}
-    if any(not torch.isfinite(v).all() for v in rounded.values()):
-        raise ValueError("a weight does not fit float16")
+    if wrong := [name for name, value in rounded.items() if not torch.isfinite(value).all()]:
+        raise UserError(f"float16 cannot hold the weights {listed(wrong)}: NaN, infinity or beyond 65,504")
     checkpoint.model.load_state_dict(rounded)
     measured = replace(checkpoint, metrics=accuracy_report(checkpoint))
     save_checkpoint(path, measured, half=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from metro_edge.errors import UserError
 from training.checkpoint import Checkpoint, load_any
-from training.config import FitConfig
-from training.model import Metro
+from training.config import DistillConfig, FitConfig
+from training.model import Metro, MetroConfig
 from training.model.backbone import load_backbone_checkpoint, load_pretrained
-from training.model.weight_files import listed
+from training.model.weight_files import listed, read_weights
 
 # They change what training does, not what the weights are.
 TRAINING_ONLY = ("name", "dropout", "mvm_fraction", "mvm_value")
@@ -91,11 +92,37 @@ def start_partially(model: Metro, source: Checkpoint, config: FitConfig) -> Star
     return report
 
 
-def _refuse_other_architecture(source: Checkpoint, config: FitConfig) -> None:
-    theirs, ours = source.config.model.to_dict(), config.model.to_dict()
-    differing = [name for name in ours if name not in TRAINING_ONLY and theirs[name] != ours[name]]
+def check_resumable(file: Path, config: FitConfig) -> None:
+    """Raise UserError unless a run's last checkpoint can be read and its run trained the parameters of `config`."""
+    content = read_weights(file)
+    values = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(values, dict) or not {"model", "distill"} <= values.keys():
+        raise UserError(f"cannot resume from {file}: it is no checkpoint of a run, which `fit` writes")
+    differing = _differing(MetroConfig.from_dict(values["model"]), config.model)
+    if _projects(DistillConfig(**values["distill"])) != _projects(config.distill):
+        differing.append("distill")
     if differing:
         raise UserError(
-            f"cannot start from {config.optim.start_from}: it holds another architecture, {theirs['name']!r}, which "
+            f"cannot resume from {file}: its run differs from {config.name!r} in {', '.join(differing)}; resume with "
+            "the same, or begin another run, in another folder, with optim.start_from"
+        )
+
+
+def _projects(distill: DistillConfig) -> bool:
+    """Whether a run's optimiser has the parameters that match the teacher's features."""
+    return bool(distill.teacher) and distill.features > 0
+
+
+def _differing(theirs: MetroConfig, ours: MetroConfig) -> list[str]:
+    """Return the fields in which two architectures differ."""
+    values = theirs.to_dict()
+    return [name for name, value in ours.to_dict().items() if name not in TRAINING_ONLY and values[name] != value]
+
+
+def _refuse_other_architecture(source: Checkpoint, config: FitConfig) -> None:
+    theirs = source.config.model
+    if differing := _differing(theirs, config.model):
+        raise UserError(
+            f"cannot start from {config.optim.start_from}: it holds another architecture, {theirs.name!r}, which "
             f"differs in {', '.join(differing)}; optim.start_partial takes over what fits"
         )

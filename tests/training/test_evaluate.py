@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 import torch
 
 from metro_edge.backends import Outputs
+from metro_edge.errors import UserError
 from metro_edge.metrics import procrustes
 from training.bodies import body_template
+from training.checkpoint import Checkpoint, build_model
 from training.config import FitConfig
 from training.data.shards import ShardedPeople, people_shards
 from training.evaluate import best_constant_pose, constant, evaluate, mean_body, predictor
 from training.model import MetroOutput
 from training.pictures import prediction_sheet
+from training.report import accuracy_report, publish
 
 TEMPLATE = body_template("anny")
 
@@ -63,6 +67,34 @@ def test_best_constant_pose_beats_the_rest_pose_after_alignment(people: ShardedP
     again = procrustes(meshes, np.broadcast_to(best, meshes.shape)).mean(0, keepdims=True)
     drift = np.linalg.norm(procrustes(again, best[None]) - best, axis=-1).mean()
     assert drift < 0.01, drift
+
+
+def test_only_a_run_over_generated_people_has_held_out_samples_of_its_own(
+    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is rendered to find that out."""
+    monkeypatch.setattr("training.report.people_shards", None)
+    sets = tiny_run["data"] | {"train_sets": ["a.yaml", "3DPW"], "validation_sets": ["b.yaml"]}
+    config = FitConfig.from_dict(tiny_run | {"data": sets})
+    with pytest.raises(UserError, match=r"trained on the data sets a\.yaml, 3DPW, not on generated .* --protocol NAME"):
+        accuracy_report(Checkpoint(build_model(config), config))
+    config = FitConfig.from_dict(tiny_run)
+    with pytest.raises(UserError, match="8 held-out samples, cannot take 0"):
+        accuracy_report(Checkpoint(build_model(config), config), count=0)
+    smpl = dataclasses.replace(config.spec, body="smpl", vertex_count=6890)
+    with pytest.raises(UserError, match="people have the body 'anny', the network 'tiny' has 'smpl': give data sets"):
+        people_shards(tmp_path, smpl, seed=1, count=40_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_float16_cannot_hold_are_not_published(tiny_run: dict[str, Any], tmp_path: Path) -> None:
+    config = FitConfig.from_dict(tiny_run)
+    model = build_model(config)
+    with torch.no_grad():
+        model.camera_head.output.bias[1] = 70_000.0
+    with pytest.raises(UserError, match=r"float16 cannot hold the weights camera_head\.output\.bias: NaN, infinity or"):
+        publish(Checkpoint(model, config), tmp_path / "net.pt")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_predictors(meshes: np.ndarray) -> None:

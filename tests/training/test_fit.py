@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,62 @@ def test_fp16_needs_a_gpu(values: dict[str, Any], tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "run").exists()
 
 
+def test_output_that_cannot_be_written(values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=f"cannot write into folder {output}"):
+            fit(FitConfig.from_dict(values), output)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_cannot_be_resumed_is_named_and_stays(values: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    last = output / "checkpoints" / "last.ckpt"
+    fit(FitConfig.from_dict(values), output, max_steps=1)
+    whole = last.read_bytes()
+    for change, words in (
+        ({"model": values["model"] | {"camera_hidden": 9}}, "differs from 'tiny' in camera_hidden"),
+        ({"distill": {"teacher": str(last)}}, "differs from 'tiny' in distill"),
+    ):
+        with pytest.raises(UserError, match=rf"cannot resume from .*last\.ckpt: its run {words}; resume with the same"):
+            fit(FitConfig.from_dict(values | change), output, resume=True)
+    assert last.read_bytes() == whole
+    for damaged, words in (
+        (whole[: len(whole) // 2], "damaged or cut short"),
+        (b"", "not a readable checkpoint"),
+    ):
+        last.write_bytes(damaged)
+        with pytest.raises(UserError, match=words):
+            fit(FitConfig.from_dict(values), output, resume=True)
+    torch.save({"state_dict": {}}, last)
+    with pytest.raises(UserError, match="no checkpoint of a run"):
+        fit(FitConfig.from_dict(values), output, resume=True)
+
+
+def test_ctrl_c_ends_with_130_and_a_run_that_goes_on(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, handler = MetroModule.training_step, signal.getsignal(signal.SIGINT)
+
+    def interrupted(self: MetroModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        if self.global_step == 2:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    (tmp_path / "tiny.yaml").write_text(
+        yaml.safe_dump(values | {"optim": values["optim"] | {"checkpoint_every_steps": 1}})
+    )
+    command = ["fit", str(tmp_path / "tiny.yaml"), "-o", str(tmp_path / "run")]
+    monkeypatch.setattr(MetroModule, "training_step", interrupted)
+    try:
+        assert main(command) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    monkeypatch.setattr(MetroModule, "training_step", step)
+    assert main([*command, "--resume", "--max-steps", "3"]) == 0
+
+
 def test_nothing_to_resume(values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to resume"):
         fit(FitConfig.from_dict(values), tmp_path, resume=True)
@@ -168,6 +225,14 @@ def test_command_line(values: dict[str, Any], tmp_path: Path, capsys: pytest.Cap
     assert errors["best constant pose"]["pa_mpjpe"] <= errors["mean body"]["pa_mpjpe"]
     assert main(["fit", str(tmp_path / "none.yaml")]) == 2
     assert "error: cannot read the configuration" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["fit", str(config), "-o", str(tmp_path / "new"), "--max-steps", "0"]) == 2
+    assert "--max-steps must be at least 1, or -1" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["evaluate", str(last), "--count", "9"]) == 2
+    assert "the run has 8 held-out samples, cannot take 9" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["publish", str(last), "-o", str(tmp_path / "none" / "net.pt")]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: cannot write {tmp_path / 'none' / 'net.pt'}: No such file or directory"
+    ]
 
 
 def test_starting_from_another_run(values: dict[str, Any], tmp_path: Path) -> None:

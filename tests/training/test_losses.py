@@ -139,7 +139,12 @@ def test_regression_equals_the_runtime() -> None:
 
 
 @pytest.mark.parametrize(
-    "weights", [{"joints": -1.0}, dict.fromkeys(("vertices", "joints", "regressed_joints", "joints_2d"), 0.0)]
+    "weights",
+    [
+        {"joints": -1.0},
+        {"joints": float("nan")},
+        dict.fromkeys(("vertices", "joints", "regressed_joints", "joints_2d"), 0.0),
+    ],
 )
 def test_senseless_weights_are_refused(weights: dict[str, float]) -> None:
     with pytest.raises(UserError, match="loss weights"):

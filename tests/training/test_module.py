@@ -41,6 +41,31 @@ def test_errors_use_meshes_then_joints_then_nothing(module: MetroModule) -> None
     assert np.isnan(errors[2:]).all()  # a joint without confidence; no label at all
 
 
+def test_training_hides_tokens_and_validation_does_not(tiny_config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked vertex modelling is on where the network learns, with the configuration's share and value."""
+    values = tiny_config.to_dict()
+    values["model"] |= {"mvm_fraction": 0.5, "mvm_value": -7.0}
+    module = MetroModule(FitConfig.from_dict(values), start=False)
+    monkeypatch.setattr(MetroModule, "log", lambda *args, **options: None)
+    seen: list[torch.Tensor] = []
+    module.model.encoders[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0].detach()))
+    count, tokens, joints = 16, module.config.model.num_tokens, module.config.model.num_joints
+    batch = _batch(module, meshes=[1] * count, joints=[1] * count, confidence=[1.0] * count)
+    batch |= {"image": torch.randn(count, 3, 64, 64), "joints_2d": torch.ones(count, 14, 3)}
+    batch |= {"has_joints_2d": torch.ones(count)}
+    module.train()
+    module._freeze_batch_norm()
+    module.training_step(batch, 0)
+    hidden = (seen[0] == -7.0).all(dim=2)
+    shares = hidden[:, joints:].float().mean(1)
+    assert hidden.shape == (count, tokens) and hidden[:, :joints].any() and len(set(shares.tolist())) > count / 2
+    assert 0 < shares.max() <= 0.5
+    module.eval()
+    with torch.no_grad():
+        module.validation_step(batch, 0)
+    assert not (seen[1] == -7.0).any()
+
+
 def test_nothing_to_validate_by(module: MetroModule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MetroModule, "all_gather", lambda self, values: values)
     module._validation.append(np.full((2, 3), np.nan))

@@ -18,7 +18,7 @@ from metro_edge.bundle import shipped_bundle_path
 from metro_edge.errors import UserError
 from metro_edge.joints import FREIHAND21, H36M14, H36M17
 from metro_edge.metrics import procrustes
-from metro_edge.spec import ModelSpec
+from metro_edge.spec import CROP_RULES, ModelSpec
 from metro_edge.template import BodyTemplate, SparseMatrix
 from tests.smpl_files import metro_folder, write_smpl
 from training.__main__ import main
@@ -30,7 +30,7 @@ from training.data.protocol_sets import open_protocol_set
 from training.data.tsv import write_tsv
 from training.networks import open_network
 from training.protocol_run import moved_mm, protocol_report, protocol_table, run_protocol
-from training.protocols import PROTOCOLS, protocol
+from training.protocols import CROP_RULE_WORDS, PROTOCOLS, protocol
 from training.tta import TestTimeViews
 
 VERTICES = 60
@@ -184,7 +184,10 @@ def test_several_crop_rules_are_rows_of_one_table() -> None:
     assert json.loads(json.dumps(report)) == report
     report["rows"][1]["moved_mm"] = 1.5
     text = protocol_table(report)
-    for words in ("MPVPE undefined: the data set has no true meshes", "every 5th frame", "network: made", "| 1.50 |"):
+    for words in (
+        "MPVPE undefined: the data set has no true meshes", "every 5th frame", "network: made", "| 1.50 |",
+        "crop: square of 200 px x scale", "crop rule metro_eval: METRO's own", "crop rule box_area: up to 4 x 4",
+    ):  # fmt: skip
         assert words in text
     assert text.count("undefined |") == 3
 
@@ -193,9 +196,11 @@ def test_every_protocol_prints_its_choices() -> None:
     for name, one in PROTOCOLS.items():
         text = "\n".join(one.lines())
         assert one.name == name
-        for what in ("pictures: ", "joints: ", "root: ", "alignment: ", "gender", "means: over samples"):
+        for what in ("pictures: ", "joints: ", "root: ", "alignment: ", "gender", "crop: ", "means: over samples"):
             assert what in text, (name, what)
     assert tuple(PROTOCOLS) == command.PROTOCOL_NAMES
+    assert tuple(CROP_RULE_WORDS) == CROP_RULES
+    assert "1.44 times" in PROTOCOLS["3dpw-neutral"].square and "180 px" in PROTOCOLS["freihand"].square
 
 
 def test_what_does_not_fit_a_protocol_is_refused() -> None:

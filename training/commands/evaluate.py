@@ -54,7 +54,14 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the table."""
     from metro_edge.files import write_json
+    from training.files import check_writable
 
+    for name, least in (("count", 1), ("batch_size", 1), ("workers", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    for path in filter(None, (args.output, args.submission)):
+        check_writable(path)
     report, text = _by_protocol(args) if args.protocol else _beside_baselines(args)
     print(text)
     if args.output:
@@ -88,6 +95,8 @@ def _by_protocol(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     views = _views(args)
     if args.submission and chosen.name != "freihand":
         raise UserError(f"a submission file belongs to protocol freihand, not to {chosen.name}")
+    if args.submission and args.count is not None:
+        raise UserError("--submission needs every picture of the set: leave --count away")
     started = time.perf_counter()
     network = open_network(args.network, args.body, args.precision, args.device)
     chosen.check(network.spec)

@@ -20,8 +20,10 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Publish and print the accuracy."""
     from training.checkpoint import load_checkpoint
+    from training.files import check_writable
     from training.report import accuracy_table, publish
 
+    check_writable(args.output)
     published = publish(load_checkpoint(args.checkpoint), args.output)
     print(accuracy_table(published.metrics))
     print(f"wrote {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")

@@ -20,7 +20,9 @@ def run(args: argparse.Namespace) -> int:
     """Draw the sheet."""
     from training.data.generator import GeneratedPeople
     from training.data.sheet import contact_sheet
+    from training.files import check_writable
 
+    check_writable(args.output)
     contact_sheet(GeneratedPeople(args.seed, args.count), args.count, args.output)
     print(f"wrote {args.output}")
     return 0

@@ -21,6 +21,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write both sets and print their YAML files."""
     from metro_edge.errors import UserError
+    from metro_edge.files import output_folder
     from training.config import FitConfig
     from training.data.shards import ShardedPeople, people_shards
     from training.data.tsv_export import export_people
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--count must be at least 1, got {args.count}")
     config = FitConfig.from_yaml(args.config)
     data, spec = config.data, config.spec
+    output_folder(args.output)  # before anything is rendered
     sets = {
         "train": (data.train_seed, data.train_count),
         "validation": (data.validation_seed, data.validation_count),

@@ -22,9 +22,20 @@ from training.data.storage import Manifest, read_manifest, shard_path, stored_sp
 
 __all__ = ["ShardedPeople", "people_shards", "write_shards"]
 
+BODY = "anny"  # of the generated people
+
 
 def people_shards(folder: str | os.PathLike[str], spec: ModelSpec, seed: int, count: int, workers: int = 2) -> Path:
-    """Return the folder of `count` generated samples of `seed` below `folder`, made or completed first if need be."""
+    """Return the folder of `count` generated samples of `seed` below `folder`, made or completed first if need be.
+
+    Raises UserError for a network of another body than the generated people's, before anything is rendered, and as
+    write_shards does.
+    """
+    if spec.body != BODY:
+        raise UserError(
+            f"generated people have the body {BODY!r}, the network {spec.name!r} has {spec.body!r}: give data sets of "
+            "that body, data.train_sets and data.validation_sets"
+        )
     target = Path(folder) / f"seed{seed}-{count}-{stored_spec(spec).image_size}px"
     write_shards(GeneratedPeople(seed, count), target, count, spec, workers=workers)
     return target

@@ -17,6 +17,7 @@ from metro_edge.template import BodyTemplate
 from training.data.generator import GeneratedPeople, GeneratedSample
 
 _QUALITIES = (92, 85, 75, 60, 45)
+SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def contact_sheet(
@@ -30,8 +31,10 @@ def contact_sheet(
     """Write a grid of the first `count` samples; with a `template` the h36m14 joints and the box are drawn.
 
     A .jpg is compressed until it fits into `limit_bytes`. Raises UserError for a count the generator does not
-    have and for a path that cannot be written.
+    have and for a path that cannot be written or is no picture's.
     """
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise UserError(f"a contact sheet is a picture, {' or '.join(SUFFIXES)}, not {Path(path).name}")
     if not 1 <= count <= len(generator):
         raise UserError(f"count must be 1 to {len(generator)}, the generator's size, got {count}")
     columns = int(np.ceil(np.sqrt(count)))
@@ -59,7 +62,7 @@ def _write(path: Path, sheet: NDArray[np.uint8], limit_bytes: int) -> None:
     try:
         jpeg = path.suffix.lower() in (".jpg", ".jpeg")
         for quality in _QUALITIES if jpeg else (100,):
-            _, data = cv2.imencode(path.suffix or ".png", sheet, [cv2.IMWRITE_JPEG_QUALITY, quality] if jpeg else [])
+            _, data = cv2.imencode(path.suffix, sheet, [cv2.IMWRITE_JPEG_QUALITY, quality] if jpeg else [])
             if len(data) <= limit_bytes or not jpeg:
                 break
         partial.write_bytes(data.tobytes())

@@ -96,8 +96,14 @@ def read_weights(file: Path) -> Any:
                 f"{file} is not a readable checkpoint: it holds {found}, and only tensors, numbers, text, lists and "
                 f"dictionaries are read{hint}"
             ) from None
-        reason = text.splitlines()[0][:200] if text else type(error).__name__
-        raise UserError(f"{file} is not a readable checkpoint: {reason}") from None
+        raise UserError(f"{file} is not a readable checkpoint: {_reason(text) or type(error).__name__}") from None
+
+
+def _reason(text: str) -> str:
+    """Return the first line of what torch said, without its advice to load the file by running code from it."""
+    if "weights_only" in text or "PytorchStreamReader" in text:
+        return "torch.save did not write it, or it is damaged or cut short"
+    return text.splitlines()[0][:200] if text else ""
 
 
 def state_dict_of(content: Any, file: Path) -> dict[str, Tensor]:

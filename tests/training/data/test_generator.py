@@ -133,3 +133,5 @@ def test_contact_sheet(people, template, tmp_path):
         contact_sheet(people, 0, path)
     with pytest.raises(UserError, match="cannot write"):
         contact_sheet(people, 1, tmp_path / "nowhere" / "sheet.jpg")
+    with pytest.raises(UserError, match=r"a contact sheet is a picture, \.jpg or \.jpeg or \.png, not sheet\.txt"):
+        contact_sheet(people, 1, tmp_path / "sheet.txt")

@@ -82,7 +82,7 @@ def run_values(tiny_run: dict[str, Any], folder: Path) -> dict[str, Any]:
 def losses(folder: Path) -> dict[str, list[float]]:
     with open(folder / "csv" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name.startswith(("train/", "val/"))]
+    names = [name for name in rows[0] if name.startswith(("train/", "validation/"))]
     return {name: [float(row[name]) for row in rows if row[name]] for name in names}
 
 
@@ -97,6 +97,7 @@ def test_training_from_the_set_gives_the_losses_of_training_from_the_shards(
     fit(FitConfig.from_dict(run_values(tiny_run, tmp_path / "tsv")), tmp_path / "from_tsv")
     expected, found = losses(tmp_path / "shards"), losses(tmp_path / "from_tsv")
     assert expected.keys() == found.keys() and len(expected["train/loss"]) >= 1
+    assert {"train/vertices", "validation/mpvpe_mm"} <= expected.keys()
     for name, rows in expected.items():
         assert found[name] == pytest.approx(rows, rel=1e-4), name  # all but `joints`, to 1e-6 m, is bit-equal
 

@@ -64,6 +64,18 @@ def test_code_in_a_file_does_not_run(tmp_path, monkeypatch):
     assert not Path("exploded").exists()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_are_said_to_be_so_and_nothing_advises_to_run_them(tmp_path, zipped):
+    path = tmp_path / "weights.bin"
+    torch.save(STATE, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"name: tiny\n", b""):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"weights\.bin is not a readable checkpoint: ") as caught:
+            read_weights(path)
+        assert "weights_only" not in str(caught.value) and len(str(caught.value)) < len(str(path)) + 120
+
+
 def test_a_pickled_network_is_refused_with_a_way_out(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "model.bin")
     with pytest.raises(UserError, match=r"it holds torch\.nn\.modules\.linear\.Linear.*state_dict\.bin beside it"):
