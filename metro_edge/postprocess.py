@@ -86,7 +86,10 @@ def bodies_from_outputs(
             behind the camera.
     """
     check_outputs(outputs)
-    camera, joints, vertices = centre_on_root(outputs, spec, template)
+    root = root_of_outputs(outputs, spec, template)
+    camera = _camera_at(root, outputs)
+    joints = _moved(outputs.joints, root)
+    vertices = np.zeros((len(camera), 0, 3), np.float32) if outputs.vertices is None else _moved(outputs.vertices, root)
     translation = translation_from_camera(camera, boxes, spec, intrinsics)
     solid = vertices if vertices.shape[1] else joints
     nearest = translation[:, 2] + solid[..., 2].min(axis=1)
@@ -98,8 +101,8 @@ def bodies_from_outputs(
         )
     return [
         Body(
-            joints=joints[i].astype(np.float32),
-            vertices=vertices[i].astype(np.float32),
+            joints=joints[i],
+            vertices=vertices[i],
             camera=camera[i].astype(np.float32),
             translation=translation[i].astype(np.float32),
             box=np.array(boxes[i], np.float32),
@@ -137,18 +140,39 @@ def centre_on_root(
     Returns camera, joints and vertices, float64, with the same projection s (x + tx), s (y + ty) as before. Of a
     network that gives joints alone, the root is that of `mesh_joints`, and the vertices are (N, 0, 3).
     """
-    camera, joints = (np.asarray(values, np.float64) for values in (outputs.camera, outputs.joints))
+    root = root_of_outputs(outputs, spec, template)
+    joints = np.asarray(outputs.joints, np.float64)
+    vertices = np.zeros((len(joints), 0, 3)) if outputs.vertices is None else np.asarray(outputs.vertices, np.float64)
+    return _camera_at(root, outputs), joints - root[:, None], vertices - root[:, None]
+
+
+def root_of_outputs(outputs: Outputs, spec: ModelSpec, template: BodyTemplate) -> NDArray[np.float64]:
+    """Return where the root joint of each body lies, (N, 3) float64 metres.
+
+    It is regressed from the mesh, or, of a network that gives joints alone, taken from `mesh_joints`. Raises
+    PredictionError of a network that gives neither, UserError of a joint set without a regressor.
+    """
     if outputs.vertices is not None:
-        vertices = np.asarray(outputs.vertices, np.float64)
-        root = template.root(spec.joint_set, vertices)
-    elif outputs.mesh_joints is not None:
-        vertices = np.zeros((len(camera), 0, 3))
-        root = spec.joints.root_of(np.asarray(outputs.mesh_joints, np.float64))
-    else:
-        raise PredictionError("the network gave neither vertices nor mesh_joints, which tell where the root is")
-    camera = camera.copy()
+        # One mesh after the other: float64 copies of a whole crowd cost more in fresh memory than the sums.
+        roots = [template.root(spec.joint_set, np.asarray(mesh, np.float64)) for mesh in outputs.vertices]
+        return np.array(roots, np.float64).reshape(-1, 3)
+    if outputs.mesh_joints is not None:
+        return np.asarray(spec.joints.root_of(np.asarray(outputs.mesh_joints, np.float64)), np.float64)
+    raise PredictionError("the network gave neither vertices nor mesh_joints, which tell where the root is")
+
+
+def _camera_at(root: NDArray[np.float64], outputs: Outputs) -> NDArray[np.float64]:
+    camera = np.array(outputs.camera, np.float64)
     camera[:, 1:] += root[:, :2]
-    return camera, joints - root[:, None], vertices - root[:, None]
+    return camera
+
+
+def _moved(points: NDArray[np.floating], root: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return points (N, P, 3) from their root, subtracted in float64 and rounded once."""
+    moved = np.empty(points.shape, np.float32)
+    for axis in range(3):  # columns: NumPy takes twice as long to repeat a root of three numbers along the rows
+        moved[..., axis] = points[..., axis] - root[:, axis, None]
+    return moved
 
 
 def translation_from_camera(

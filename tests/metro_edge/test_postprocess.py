@@ -133,6 +133,16 @@ def test_centring_keeps_the_scaled_orthographic_projection(template, spec):
         np.testing.assert_allclose(camera[0, 0] * (after[0, :, :2] + camera[0, 1:]), old, atol=1e-6)
 
 
+def test_bodies_are_the_float64_centring_rounded_once(template, spec):
+    outputs = outputs_of(template, [(0.8, 0.1, 0.2), (0.9, 0, 0)], (0.2, 0.4, -0.3))
+    camera, joints, vertices = centre_on_root(outputs, spec, template)
+    boxes = np.array([[10.0, 20, 100, 200]] * 2)
+    for i, body in enumerate(bodies_from_outputs(outputs, boxes, Intrinsics(900.0, (0.0, 0.0)), spec, template)):
+        np.testing.assert_array_equal(body.vertices, vertices[i].astype(np.float32))
+        np.testing.assert_array_equal(body.joints, joints[i].astype(np.float32))
+        np.testing.assert_array_equal(body.camera, camera[i].astype(np.float32))
+
+
 @pytest.mark.parametrize("name", ["camera", "joints", "vertices"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_outputs_that_are_not_finite_are_refused(template, name, value):

@@ -152,6 +152,54 @@ def test_normalise_is_the_formula_in_rgb(frame):
             normalise(bad, spec)
 
 
+@pytest.mark.parametrize("taps", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_means_of_cells_are_opencvs(taps, channels):
+    fine = np.random.default_rng(taps).integers(0, 256, (32 * taps, 32 * taps, channels), dtype=np.uint8)
+    fine[:4] = 255  # the largest sums
+    expected = cv2.resize(fine, (32, 32), interpolation=cv2.INTER_AREA)[..., :3]
+    np.testing.assert_array_equal(preprocess._cell_means(fine, 32, taps), expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.floats(-150, 150), st.floats(-100, 100), st.floats(2, 400), st.integers(1, 4), st.floats(-1.5, 1.5),
+    st.sampled_from([0.0, 4.0]),
+)  # fmt: skip
+def test_the_part_that_is_seen_is_all_that_counts(x, y, side, taps, angle, most_widened):
+    """A turned square anywhere: the same picture as from the whole frame, but for the rounding of OpenCV's places."""
+    frame = np.random.default_rng(3).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    spec, gain = spec_of(32), 32 * taps / side
+    turn = gain * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    affine = np.column_stack([turn, -turn @ (x, y)])
+    fine = cv2.warpAffine(frame, affine, (32 * taps, 32 * taps), flags=cv2.INTER_LINEAR, borderValue=border_bgr(spec))
+    expected = cv2.resize(fine, (32, 32), interpolation=cv2.INTER_AREA)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preprocess, "MAX_WIDENED", most_widened)
+        found = preprocess.resampled(frame, affine, taps, spec)
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 2 and difference.mean() < 0.05
+
+
+@pytest.mark.parametrize("most_widened", [0.0, 4.0])
+def test_a_crop_is_no_scratch_memory(frame, monkeypatch, most_widened):
+    monkeypatch.setattr(preprocess, "MAX_WIDENED", most_widened)
+    for taps, side in ((1, 50), (2, 100), (3, 150)):
+        spec, affine = spec_of(64), crop_affine(np.array([[0.0, 0, side, side]]), spec_of(64 * taps))[0]
+        first = preprocess.resampled(frame, affine, taps, spec)
+        before = first.copy()
+        preprocess.resampled(255 - frame, affine, taps, spec)
+        np.testing.assert_array_equal(first, before)
+
+
+def test_scratch_memory_is_kept_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(preprocess, "MAX_HELD_BYTES", 1000)
+    kept = preprocess._scratch("of_a_test", (10, 10, 4))
+    assert np.shares_memory(kept, preprocess._scratch("of_a_test", (9, 9, 3)))
+    assert not np.shares_memory(kept, preprocess._scratch("of_a_test", (30, 30, 4)))
+    assert np.shares_memory(kept, preprocess._scratch("of_a_test", (10, 10, 4)))
+
+
 def test_a_crop_does_not_depend_on_the_people_beside_it(frame):
     spec = spec_of()
     boxes = [(0, 0, 100, 100), (50, 10, 60, 90), (10, 10, 300, 20)]
