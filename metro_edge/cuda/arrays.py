@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
+from metro_edge.cuda.loading import load_pycuda
 from metro_edge.errors import UserError
 from metro_edge.preprocess import MAX_SIDE_PX
 
+MAX_PEOPLE = 64  # of one launch, as in kernels/common.cuh; more take several
 BYTES_PER_PX = {"bgr": 3, "rgb": 3, "grey": 1, "nv12": 1, "yuyv": 2}  # of the first plane
 FORMATS = tuple(BYTES_PER_PX)
 
@@ -57,6 +60,65 @@ class DeviceArray:
         if strides is not None and 0 not in shape and _c_strides(shape, dtype) != _without_ones(shape, strides):
             raise UserError(f"{name} must be C-contiguous, got shape {shape} with strides {tuple(strides)} bytes")
         return cls(int(interface["data"][0] or 0), shape, dtype)
+
+    def rows(self, first: int, last: int) -> DeviceArray:
+        """Return the rows `first` to `last` - 1 of the leading axis."""
+        row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        return DeviceArray(self.pointer + first * row, (last - first, *self.shape[1:]), self.dtype)
+
+
+class DeviceBuffer:
+    """An array in device memory of the current context, freed with the object.
+
+    Attributes:
+        shape, dtype: as NumPy's; the content is undefined until something is written.
+
+    Raises:
+        UserError: when the memory is not there.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self._driver = load_pycuda()
+        nbytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
+        try:
+            self._memory = self._driver.mem_alloc(nbytes) if nbytes else None
+        except self._driver.MemoryError:
+            raise UserError(f"no {nbytes / 1e6:.1f} MB of device memory left for {self.shape} {self.dtype}") from None
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> DeviceBuffer:
+        """Return a copy of a NumPy array."""
+        buffer = cls(array.shape, array.dtype)
+        if buffer._memory is not None:
+            buffer._driver.memcpy_htod(buffer._memory, np.ascontiguousarray(array))
+        return buffer
+
+    @property
+    def pointer(self) -> int:
+        """Address of the first element; 0 of an array without any."""
+        return int(self._memory) if self._memory is not None else 0
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3}
+
+    def rows(self, first: int, last: int) -> DeviceArray:
+        """Return the rows `first` to `last` - 1 of the leading axis, which live as long as this object."""
+        return DeviceArray.of(self).rows(first, last)
+
+    def get(self) -> NDArray[Any]:
+        """Return a copy as a NumPy array; waits for the work of all streams that wait for the default one."""
+        array = np.empty(self.shape, self.dtype)
+        if self._memory is not None:
+            self._driver.memcpy_dtoh(array, self._memory)
+        return array
+
+
+def launches(people: int) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last + 1 of the people of each launch."""
+    for first in range(0, people, MAX_PEOPLE):
+        yield first, min(first + MAX_PEOPLE, people)
 
 
 def _c_strides(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:

@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metro_edge.crop_rules import demo_part, demo_sizes
-from metro_edge.cuda.arrays import YUV_RULES, DeviceFrame, pointer_of
+from metro_edge.cuda.arrays import MAX_PEOPLE, YUV_RULES, DeviceFrame, launches, pointer_of
 from metro_edge.cuda.loading import KernelLoader
 from metro_edge.errors import UserError
 from metro_edge.preprocess import border_bgr, check_boxes, crop_spans, taps_per_axis
 from metro_edge.spec import ModelSpec
 
-MAX_PEOPLE = 64  # of one launch, as in kernels/common.cuh; more take several
 BLOCK = (32, 8, 1)
 ONE_PX = float(1 << 32)
 NO_LIMIT = 1 << 30
@@ -165,10 +164,9 @@ class Preprocess:
             return
         function = self._loader.function("preprocess", kernel)
         blocks = tuple(-(-size // side) for side in BLOCK[:2])
-        for first in range(0, len(people), MAX_PEOPLE):
-            part = people[first : first + MAX_PEOPLE]
+        for first, last in launches(len(people)):
             padded = np.zeros(MAX_PEOPLE, people.dtype)
-            padded[: len(part)] = part
+            padded[: last - first] = people[first:last]
             function(
                 padded,
                 self._frame(frame),
@@ -177,7 +175,7 @@ class Preprocess:
                 np.uint64(frame.uv_address),
                 pointer + np.uint64(first * 3 * size * size * self.dtype.itemsize),
                 block=BLOCK,
-                grid=(*blocks, len(part)),
+                grid=(*blocks, last - first),
                 stream=stream,
             )
 

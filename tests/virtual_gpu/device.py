@@ -8,9 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import DTypeLike, NDArray
 
 from metro_edge.cuda.loading import Image, KernelLoader
 from metro_edge.cuda.toolchain import source_of
@@ -50,7 +48,7 @@ def host_image(name: str, capability: tuple[int, int]) -> Iterator[Image]:
 
 
 class Device:
-    """A CUDA context with kernels, and arrays in its memory."""
+    """A CUDA context with kernels, the one that tests share."""
 
     def __init__(self) -> None:
         self.driver = self._import()
@@ -84,36 +82,3 @@ class Device:
     def wait(self) -> None:
         """Wait for all work; fails where a kernel wrote outside an allocation."""
         self.context.synchronize()
-
-    def upload(self, array: NDArray[Any]) -> Held:
-        held = self.empty(array.shape, array.dtype)
-        if array.size:
-            self.driver.memcpy_htod(held.memory, np.ascontiguousarray(array))
-        return held
-
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Held:
-        return Held(self.driver, tuple(shape), np.dtype(dtype))
-
-
-class Held:
-    """An array in device memory."""
-
-    def __init__(self, driver: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._driver, self.shape, self.dtype = driver, shape, dtype
-        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        self.memory = driver.mem_alloc(nbytes) if nbytes else None
-
-    @property
-    def pointer(self) -> int:
-        return int(self.memory) if self.memory else 0
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3}
-
-    def get(self) -> NDArray[Any]:
-        """Return the array; waits for all work."""
-        array = np.empty(self.shape, self.dtype)
-        if self.memory:
-            self._driver.memcpy_dtoh(array, self.memory)
-        return array

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from metro_edge.cuda.arrays import YUV_RULES, DeviceArray, DeviceFrame
+from metro_edge.cuda.arrays import YUV_RULES, DeviceArray, DeviceBuffer, DeviceFrame
 from metro_edge.cuda.loading import KernelLoader
 from metro_edge.cuda.preprocess import Preprocess, affine_people, box_people
 from metro_edge.errors import UserError
@@ -24,7 +24,7 @@ from metro_edge.preprocess import (
     taps_per_axis,
 )
 from metro_edge.spec import CROP_RULES, ModelSpec
-from tests.virtual_gpu.device import Device, Held, on_stand_in
+from tests.virtual_gpu.device import Device, on_stand_in
 
 SPEC = ModelSpec(name="test", image_size=56, joint_set="h36m14", body="anny", vertex_count=10, crop_rule="box_area")
 ODD = dataclasses.replace(SPEC, image_size=45)
@@ -64,7 +64,7 @@ class Pitched:
         for plane in planes:
             flat = plane.reshape(len(plane), -1)
             rows.append(np.hstack([flat, np.full((len(flat), gap), 77, np.uint8)]))
-        self.held: list[Held] = [device.upload(plane) for plane in rows]
+        self.held: list[DeviceBuffer] = [DeviceBuffer.of(plane) for plane in rows]
         height, width = planes[0].shape[:2]
         self.frame = DeviceFrame(
             self.held[0].pointer, width, height, format, rows[0].shape[1],
@@ -74,7 +74,7 @@ class Pitched:
 
 def run(device: Device, picture: Pitched, boxes: Any, spec: ModelSpec, **options: Any) -> NDArray[Any]:
     preprocess = Preprocess(spec, device.loader, **options)
-    images = device.empty((len(boxes), 3, spec.image_size, spec.image_size), preprocess.dtype)
+    images = DeviceBuffer((len(boxes), 3, spec.image_size, spec.image_size), preprocess.dtype)
     preprocess(picture.frame, boxes, images)
     return images.get()
 
@@ -148,7 +148,7 @@ def test_turned_crops_are_those_of_opencv(device):
     held = Pitched(device, [picture], "bgr", 0)
     for taps in (1, 3):
         fine = affines * taps
-        images = device.empty((3, 3, 56, 56), np.float32)
+        images = DeviceBuffer((3, 3, 56, 56), np.float32)
         Preprocess(spec, device.loader).crop_affine(held.frame, fine, images, taps=taps)
         expected = np.stack([resampled(picture, affine, taps, spec) for affine in fine])
         assert_same_levels(images.get(), normalise(expected, spec), spec)
@@ -242,7 +242,7 @@ def test_a_frame_costs_no_allocation_and_no_copy(device):
     if not on_stand_in():
         pytest.skip("the stand-in counts, a GPU does not")
     held, preprocess = Pitched(device, [noise(97, 131)], "bgr", 3), Preprocess(SPEC, device.loader)
-    images = device.empty((len(BOXES), 3, 56, 56), np.float32)
+    images = DeviceBuffer((len(BOXES), 3, 56, 56), np.float32)
     preprocess(held.frame, BOXES, images)
     names = ("cuMemAlloc", "cuMemHostAlloc", "bytes to device", "bytes to host", "bytes within device", "kernel crop")
     before = [device.count(name) for name in names]
@@ -254,7 +254,7 @@ def test_a_frame_costs_no_allocation_and_no_copy(device):
 def test_work_goes_to_the_caller_s_stream(device):
     stream = device.driver.Stream()
     held = Pitched(device, [noise(97, 131)], "bgr", 3)
-    images = device.empty((1, 3, 56, 56), np.float32)
+    images = DeviceBuffer((1, 3, 56, 56), np.float32)
     Preprocess(SPEC, device.loader)(held.frame, BOXES[:1], images, stream)
     stream.synchronize()
     np.testing.assert_array_equal(images.get(), run(device, held, BOXES[:1], SPEC))

@@ -5,7 +5,7 @@
 // no lockstep: code that relies on it without __syncwarp gives wrong results here, as it may on a GPU since Volta.
 #pragma once
 
-#include <math.h>  // not <cmath>: the float overloads belong in the global namespace, as in CUDA
+#include <math.h>  // beside <cmath>: the float overloads belong in the global namespace, as in CUDA
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +14,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -47,6 +48,8 @@ static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; 
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float3 make_float3(float x, float y, float z) { return {x, y, z}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+using std::isfinite;
 
 static uint3 threadIdx, blockIdx, blockDim, gridDim;
 enum { warpSize = 32 };
