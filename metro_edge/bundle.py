@@ -309,7 +309,7 @@ class _Store:
     def open(cls, path: Path) -> _Store:
         if path.is_dir():
             return cls(path, "", False)
-        if not path.exists():
+        if not path.is_file():  # also pipes and devices, which would block for ever
             raise BundleError(f"no bundle at {path}: a folder or .zip with {PASSPORT_FILE} was expected")
         try:
             with open_archive(path) as archive:

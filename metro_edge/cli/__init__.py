@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from metro_edge.errors import UserError
 
-COMMANDS = ("run", "demo", "info", "build", "plans", "doctor")
+COMMANDS = ("run", "demo", "info", "build", "plans", "doctor", "selftest")
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -49,6 +49,11 @@ def quiet_opencv() -> None:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 
+def printable(text: str) -> str:
+    """Return one line without control characters: a stranger's text may not steer the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def run_command(args: argparse.Namespace) -> int:
     """Call `args.run(args)` and return the exit code; a user's mistake is printed in one line.
 
@@ -57,7 +62,7 @@ def run_command(args: argparse.Namespace) -> int:
     try:
         return int(args.run(args))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

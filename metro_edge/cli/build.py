@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metro_edge.cli import printable
 from metro_edge.spec import GRAPHS
 
 if TYPE_CHECKING:
@@ -143,8 +144,6 @@ def _say(path: Path, info: PlanInfo, seconds: float | None) -> None:
 
 def _loss(measured: Any) -> str | None:
     """Return in words what a precision loses, and on what; None where the passport does not say."""
-    from metro_edge.cli.info import printable
-
     if not isinstance(measured, dict):
         return None
     names = {"mpjpe_lost_mm": "MPJPE", "mpvpe_lost_mm": "MPVPE", "moved_mm": "vertices moved"}

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metro_edge.cli import printable
+
 if TYPE_CHECKING:
     from metro_edge.bundle import Bundle
 
@@ -39,11 +41,6 @@ def run(args: argparse.Namespace) -> int:
     print()
     print(precision_table(bundle))
     return 0
-
-
-def printable(text: str) -> str:
-    """Return one line without control characters: a stranger's text may not steer the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def described(bundle: Bundle) -> list[tuple[str, str]]:

@@ -11,13 +11,15 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metro_edge.bundle import Bundle
-from metro_edge.cli.info import described, precision_table, printable
+from metro_edge.cli import main, printable
+from metro_edge.cli.info import described, precision_table
 from metro_edge.errors import BundleError, UserError
 from metro_edge.files import sha256_of
 
@@ -118,6 +120,20 @@ def test_a_pipe_does_not_block(shared_bundle, tmp_path):
     os.mkfifo(bundle / "spec.json")
     with pytest.raises(BundleError, match="not a regular file"):
         Bundle.load(bundle)
+    os.mkfifo(tmp_path / "b.zip")
+    with pytest.raises(BundleError, match="no bundle at .*b.zip"):
+        Bundle.load(tmp_path / "b.zip")
+
+
+def test_errors_cannot_steer_the_terminal(bundle_of, network, frame, tmp_path, capfd):
+    """An engine's message tells the name of the operator, which is the stranger's."""
+    model = network()
+    model.graph.node[0].op_type = "Red\x1b[31m"
+    cv2.imwrite(str(tmp_path / "frame.png"), frame)
+    command = ["run", str(tmp_path / "frame.png"), "--bundle", str(bundle_of(model).path), "-o", str(tmp_path / "out")]
+    assert main(command) == 2
+    error = capfd.readouterr().err
+    assert "Red?[31m" in error and "\x1b" not in error and error.count("\n") == 1
 
 
 def zipped(source: Path, target: Path, extra: dict[str, bytes]) -> Path:
@@ -259,7 +275,7 @@ def test_any_value_at_any_place_of_its_json_loads_and_prints_or_is_refused_in_wo
     text = json.dumps(both["spec"]).encode()
     (folder / "b" / "spec.json").write_bytes(text)
     if isinstance(entry := both["passport"].get("files"), dict) and isinstance(entry.get("spec.json"), dict):
-        entry["spec.json"] = entry["spec.json"] | {"sha256": sha256_of(text)}
+        both["passport"]["files"] = entry | {"spec.json": entry["spec.json"] | {"sha256": sha256_of(text)}}
     (folder / "b" / "passport.json").write_text(json.dumps(both["passport"]))
     with contextlib.suppress(BundleError, UserError):
         bundle = Bundle.load(folder / "b")
