@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any
 
+from metro_edge.cli import printable
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to `subparsers`, what `ArgumentParser.add_subparsers` returned."""
@@ -30,7 +32,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine and print; returns the exit code."""
-    from metro_edge.cli.info import printable
     from metro_edge.doctor import NEEDS, examine, text_of
     from metro_edge.errors import UserError
 

@@ -1,7 +1,7 @@
 """Questions to libraries, each asked in a Python process of its own.
 
 So this process loads none of them, and a library that hangs, crashes or writes to the terminal cannot take the others'
-answers along. An import alone says little: an empty `tensorrt` folder that type stubs left behind imports without error.
+answers along. An import alone says little: an empty `tensorrt` folder that type stubs left behind imports just fine.
 """
 
 from __future__ import annotations
