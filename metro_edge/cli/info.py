@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metro_edge.cli import printable
+from metro_edge.cli import printable as printable  # as others take it from here
 
 if TYPE_CHECKING:
     from metro_edge.bundle import Bundle
