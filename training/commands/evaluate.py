@@ -84,7 +84,7 @@ def _by_protocol(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from dataclasses import replace
 
     from training.bodies import parse_body
-    from training.data.freihand import write_submission
+    from training.data.freihand import COUNT, write_submission
     from training.data.protocol_sets import open_protocol_set
     from training.networks import open_network
     from training.protocol_run import moved_mm, protocol_report, protocol_table, run_protocol
@@ -107,6 +107,8 @@ def _by_protocol(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         chosen, args.data, replace(network.spec, crop_rule=rules[0]), network.template,
         smpl=smpl, seed=seed, count=args.count, skip_bad=args.skip_bad,
     )  # fmt: skip
+    if args.submission and len(people) != COUNT:
+        raise UserError(f"FreiHAND's submission wants {COUNT} pictures, there are {len(people)} in {args.data}")
     rows = run_protocol(
         used, network.predict, people, network.template, rules=rules, batch_size=args.batch_size,
         workers=args.workers, views=views, skip_bad=args.skip_bad, count=args.count,
