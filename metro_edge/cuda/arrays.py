@@ -26,6 +26,21 @@ YUV_RULES = {
     "bt601-full": (0, 1048576, 1470104, -360853, -748826, 1858077),
     "bt709-full": (0, 1048576, 1651297, -196424, -490864, 1945738),
 }
+LUMA_SHARES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}  # Kr, Kb
+
+
+def yuv_of_bgr(yuv: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what black is (3,) and the matrix (3, 3) with Y, U, V = black + matrix (b, g, r), all of 0 to 255.
+
+    ITU-R BT.601-7 and BT.709-6; see YUV_RULES for the names.
+    """
+    red, blue = LUMA_SHARES[yuv.removesuffix("-full")]
+    luma = np.array([blue, 1.0 - red - blue, red])
+    matrix = np.stack([luma, ((1, 0, 0) - luma) / (2 * (1 - blue)), ((0, 0, 1) - luma) / (2 * (1 - red))])
+    full = yuv.endswith("-full")
+    if not full:
+        matrix *= np.array([219.0, 224.0, 224.0])[:, None] / 255.0
+    return np.array([0.0 if full else 16.0, 128.0, 128.0]), matrix
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from metro_edge.errors import UserError
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
-KERNEL_FILES = ("preprocess", "postprocess")
+KERNEL_FILES = ("preprocess", "postprocess", "overlay")
 # No contraction: only where a kernel says fmaf is a product not rounded, so that every compiler gives the same result.
 OPTIONS = ("-std=c++17", "-fmad=false")
 NVRTC_NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so")

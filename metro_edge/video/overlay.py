@@ -26,8 +26,8 @@ PALETTE = (
 LEFT_BGR, RIGHT_BGR, MIDDLE_BGR = (60, 170, 255), (255, 150, 50), (110, 210, 110)
 MAX_SUPERSAMPLED_PX = 4_000_000  # larger regions are drawn at one sample per pixel: edges are fine there anyway
 
-_KEY_LIGHT = np.array((-0.45, -0.65, -0.85))  # towards the light: from above, the left and behind the camera
-_FILL_LIGHT = np.array((0.8, -0.1, -0.5))
+KEY_LIGHT = np.array((-0.45, -0.65, -0.85))  # towards the light: from above, the left and behind the camera
+FILL_LIGHT = np.array((0.8, -0.1, -0.5))
 
 
 def draw_bodies(
@@ -62,11 +62,11 @@ def draw_skeletons(frame: Frame, bodies: Sequence[Body]) -> Frame:
         points = body.joints_px
         thickness = max(1, round(float(np.ptp(points, axis=0).max()) / 120))
         for a, b in joints.bone_indices:
-            colour = _side_bgr(joints.names[a], joints.names[b])
+            colour = side_bgr(joints.names[a], joints.names[b])
             cv2.line(canvas, _fixed(points[a]), _fixed(points[b]), colour, thickness, cv2.LINE_AA, _SHIFT)
         for name, point in zip(joints.names, points, strict=True):
             radius = (thickness + 1) << _SHIFT
-            cv2.circle(canvas, _fixed(point), radius, _side_bgr(name, name), -1, cv2.LINE_AA, _SHIFT)
+            cv2.circle(canvas, _fixed(point), radius, side_bgr(name, name), -1, cv2.LINE_AA, _SHIFT)
     return canvas
 
 
@@ -84,8 +84,8 @@ def shade(
 ) -> NDArray[np.float32]:
     """Return vertex colours (V, 3) float32 in [0, 1] of a camera-frame mesh: matt clay under two lights."""
     normals = vertex_normals(vertices, faces)
-    key = np.clip(normals @ (_KEY_LIGHT / np.linalg.norm(_KEY_LIGHT)), 0.0, 1.0)
-    fill = np.clip(normals @ (_FILL_LIGHT / np.linalg.norm(_FILL_LIGHT)), 0.0, 1.0)
+    key = np.clip(normals @ (KEY_LIGHT / np.linalg.norm(KEY_LIGHT)), 0.0, 1.0)
+    fill = np.clip(normals @ (FILL_LIGHT / np.linalg.norm(FILL_LIGHT)), 0.0, 1.0)
     sky = 0.5 - 0.5 * normals[:, 1]  # brighter where the surface looks up
     light = 0.30 + 0.64 * key + 0.16 * fill + 0.14 * sky
     highlight = 0.10 * key**24
@@ -162,7 +162,7 @@ def _fixed(point: NDArray[np.floating]) -> tuple[int, int]:
     return x, y
 
 
-def _side_bgr(*joints: str) -> tuple[int, int, int]:
+def side_bgr(*joints: str) -> tuple[int, int, int]:
     """Return the colour of a joint or bone: a side's if it has one, also where it ends in the middle."""
     sides = {name.split("_")[0] for name in joints} & {"left", "right"}
     if len(sides) != 1:

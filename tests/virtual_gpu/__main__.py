@@ -13,7 +13,8 @@ import sys
 from tests.virtual_gpu import build
 from tests.virtual_gpu.device import environment
 
-DEFAULT = ["-q", "-m", "gpu and not slow", "tests/metro_edge/cuda"]
+DEFAULT = ["-q", "-m", "gpu and not slow"]
+TESTS = "tests/metro_edge/cuda"
 
 
 def main(arguments: list[str]) -> int:
@@ -26,6 +27,8 @@ def main(arguments: list[str]) -> int:
         return 0
     given = [argument for argument in arguments if argument != "--sanitize"]
     command = [sys.executable, "-m", "pytest", *DEFAULT, *given]
+    if not any(argument.startswith(TESTS) for argument in given):
+        command.append(TESTS)
     sys.stdout.flush()
     os.execve(sys.executable, command, variables)
 

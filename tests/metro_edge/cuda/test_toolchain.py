@@ -23,7 +23,7 @@ every_file = pytest.mark.parametrize("name", toolchain.KERNEL_FILES)
 
 def kernels_of(name: str) -> set[str]:
     text = COMMENT.sub("", toolchain.source_of(name).read_text("utf-8"))
-    return set(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\(", text))
+    return set(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", text))
 
 
 def check_resources(name: str, architecture: int) -> None:
