@@ -88,20 +88,25 @@ def read_picture(path: str | os.PathLike[str]) -> Frame:
         raise UserError(f"no picture at {path}") from None
     except OSError as error:
         raise UserError(f"cannot read picture {path}: {error.strerror}") from None
+    return frame_from_bytes(data, str(path))
+
+
+def frame_from_bytes(data: bytes, name: str) -> Frame:
+    """Decode the bytes of a picture file called `name` as `read_picture` does; raises UserError as it does."""
     jpeg = data.startswith(b"\xff\xd8")
     if (jpeg and not _jpeg_is_complete(data)) or (data.startswith(b"\x89PNG") and b"IEND" not in data):
-        raise UserError(f"{path} is a picture that is cut short; fetch the file again")
+        raise UserError(f"{name} is a picture that is cut short; fetch the file again")
     buffer = np.frombuffer(data, np.uint8)
     # Only IMREAD_UNCHANGED keeps alpha, and it alone ignores the EXIF orientation; JPEG has no alpha.
     image = None if jpeg else _decode(buffer, cv2.IMREAD_UNCHANGED)
     if image is None or image.ndim != 3 or image.shape[2] != 4:
         image = _decode(buffer, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     if image is None:
-        raise UserError(f"{path} is not a picture: damaged, or not JPEG, PNG, WebP, TIFF or BMP")
+        raise UserError(f"{name} is not a picture: damaged, or not JPEG, PNG, WebP, TIFF or BMP")
     try:
         return frame_from_image(image)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
 
 
 def _decode(buffer: NDArray[np.uint8], flags: int) -> Any:

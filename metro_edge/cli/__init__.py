@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from metro_edge.errors import UserError
 
-COMMANDS = ("run", "demo", "info", "build", "plans", "doctor", "selftest")
+COMMANDS = ("run", "demo", "info", "build", "plans", "doctor", "selftest", "export-triton")
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in COMMANDS:
-        importlib.import_module(f"metro_edge.cli.{name}").add_parser(subparsers)
+        importlib.import_module(f"metro_edge.cli.{name.replace('-', '_')}").add_parser(subparsers)
     return parser
 
 
