@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -68,16 +70,25 @@ def test_same_input_same_files(shared_bundle, picture, tmp_path):
 def bad_cases(tmp_path: Path, picture: Path) -> dict[str, tuple[list[object], str]]:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
     (tmp_path / "file").write_text("x")
+    whole = cv2.imencode(".jpg", cv2.imread(str(picture)))[1].tobytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     return {
         "missing picture": ([tmp_path / "none.jpg"], "no picture at"),
         "corrupt picture": ([tmp_path / "broken.jpg"], "broken.jpg"),
         "second picture missing": ([picture, tmp_path / "none.jpg"], "no picture at"),
+        "picture cut short": ([tmp_path / "cut.jpg"], "cut.jpg is a picture that is cut short"),
+        "folder for a picture": ([tmp_path], "cannot read picture"),
         "empty box": ([picture, "--box", "5,5,0,10"], "empty"),
+        "box of less than a pixel": ([picture, "--box", "5,5,0.5,10"], "must be at least 1 px"),
+        "box of negative size": ([picture, "--box=50,50,-5,10"], "must be at least 1 px"),
+        "boundless box": ([picture, "--box", "0,0,1e9,1e9"], "over 100 times as long as the 160 x 120 px frame"),
         "box outside": ([picture, "--box=-50,0,20,20"], "outside the 160 x 120 px frame"),
         "NaN box": ([picture, "--box", "nan,0,20,20"], "not finite"),
         "box with two pictures": ([picture, picture, "--box", "0,0,9,9"], "--box goes with one picture"),
         "precision": ([picture, "--precision", "fp64"], "unknown precision 'fp64'; known: fp32, fp16, int8"),
         "bundle": ([picture, "--bundle", tmp_path / "none"], "no bundle at"),
+        "a file for a bundle": ([picture, "--bundle", tmp_path / "file"], "neither a folder nor a readable .zip"),
+        "backend": ([picture, "--backend", "tpu"], "unknown backend 'tpu'; known: onnxruntime, openvino"),
         "focal length": ([picture, "--focal-px", "0"], "focal length"),
         "threads": ([picture, "--threads", "0"], "threads"),
     }
@@ -120,12 +131,20 @@ def test_a_move_that_fails_is_one_line(shared_bundle, picture, tmp_path, capsys,
 
 
 def test_a_bundle_with_an_altered_file(shared_bundle, picture, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(shared_bundle.path, tmp_path / "b")
     (tmp_path / "b" / "model.fp32.onnx").write_bytes(b"other")
     assert cli.main(["run", str(picture), "--bundle", str(tmp_path / "b"), "-o", str(tmp_path / "out")]) == 2
     assert "model.fp32.onnx in bundle" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["spec.json", "body.npz", "model.fp32.onnx", "passport.json"])
+def test_a_bundle_with_a_missing_file(shared_bundle, picture, tmp_path, capsys, name):
+    shutil.copytree(shared_bundle.path, tmp_path / "b")
+    (tmp_path / "b" / name).unlink()
+    assert cli.main(["run", str(picture), "--bundle", str(tmp_path / "b"), "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and name in error
     assert not (tmp_path / "out").exists()
 
 
@@ -136,15 +155,43 @@ def test_a_network_that_fails_leaves_no_files(bundle_of, network, picture, tmp_p
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_grey_deep_and_transparent_pictures(shared_bundle, tmp_path, frame):
-    for name, image in {
-        "grey.png": frame[..., 0],
-        "deep.png": frame.astype(np.uint16) * 257,
-        "clear.png": np.dstack([frame, frame[..., 0]]),
-    }.items():
-        cv2.imwrite(str(tmp_path / name), image)
-        assert run(shared_bundle, tmp_path / name, "-o", tmp_path / "out") == 0
-        assert (tmp_path / "out" / f"{Path(name).stem}.json").exists()
+def test_grey_deep_and_transparent_pictures_give_what_their_colours_give(shared_bundle, tmp_path, frame):
+    """The overlay, which shows the picture that was taken, and the joints are those of the 8-bit colour picture."""
+    clear = np.dstack([frame, frame[..., 0]])
+    share = clear[..., 3:] / np.float32(255)
+    for name, image, meant in (
+        ("grey", frame[..., 0], np.repeat(frame[..., :1], 3, 2)),
+        ("deep", frame.astype(np.uint16) * 257, frame),
+        ("deep-grey", frame[..., 1].astype(np.uint16) * 257, np.repeat(frame[..., 1:2], 3, 2)),
+        ("clear", clear, np.rint(frame * share + 128 * (1 - share)).astype(np.uint8)),
+    ):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+        cv2.imwrite(str(tmp_path / name / f"{name}.png"), meant)
+        assert run(shared_bundle, tmp_path / f"{name}.png", "-o", tmp_path / "out") == 0
+        assert run(shared_bundle, tmp_path / name / f"{name}.png", "-o", tmp_path / "meant") == 0
+        for kind in ("overlay.png", "json", "person0.obj"):
+            assert (tmp_path / "out" / f"{name}.{kind}").read_bytes() == (
+                tmp_path / "meant" / f"{name}.{kind}"
+            ).read_bytes(), (name, kind)
+
+
+def keys_of(value: object) -> set[str]:
+    """All keys of nested JSON."""
+    if isinstance(value, dict):
+        return set(value).union(*map(keys_of, value.values()))
+    return set().union(*map(keys_of, value)) if isinstance(value, list) else set()
+
+
+def test_the_json_has_the_keys_that_its_page_documents(shared_bundle, picture, tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "run.md").read_text(encoding="utf-8")
+    schema = page.split("## JSON, schema version 1\n")[1].split("## Mistakes")[0]
+    rows = [line for line in schema.splitlines() if line.startswith("| `")]
+    documented = set(re.findall(r"`([a-z][a-z0-9_]*)`", "".join(rows)))
+    assert run(shared_bundle, picture, "--box", "10,5,50,100", "-o", tmp_path / "out") == 0
+    found = keys_of(json.loads((tmp_path / "out" / "person.json").read_text()))
+    with_smpl = {"smpl", "file", "gender", "model_sha256", "pose", "betas", "error_mm"}
+    assert documented - with_smpl == found and with_smpl <= documented
 
 
 def test_unique_stems():
