@@ -84,7 +84,7 @@ def levels(images: NDArray[Any], spec: ModelSpec) -> NDArray[np.float64]:
     return (images.astype(np.float64) * std + mean) * 255.0
 
 
-def assert_same_levels(images: NDArray[Any], expected: NDArray[Any], spec: ModelSpec, share: float = 0.01) -> None:
+def assert_same_levels(images: NDArray[Any], expected: NDArray[Any], spec: ModelSpec, share: float = 0.005) -> None:
     """All values bit for bit, but for `share` of them a level apart.
 
     Where a crop's pixel is a simple fraction of a frame's (72 px to 45), many exact samples lie half-way between two
