@@ -113,7 +113,7 @@ def _role(
         return None
     place = weight_place(node, known)
     if place is None:
-        return "attention" if node.op_type == "MatMul" else None
+        return "attention" if node.op_type == "MatMul" and not known.keys() & set(node.input) else None
     if node.name in direct:
         return "direct"
     return "narrow" if min(known[node.input[place[0]]].dims) < MIN_WIDTH else "linear"

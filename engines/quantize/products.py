@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from engines.graph import constants
 from engines.quantize.layers import attribute, weight_place
 from engines.quantize.weights import FORMATS
+from metro_edge.errors import UserError
 from metro_edge.spec import INPUT_NAME
 
 FloatArray = NDArray[np.float32]
@@ -59,8 +61,12 @@ def moments(
         thresholds: per activation the magnitude of int8 level 127.
         batches: images (N, 3, S, S).
         second: take second moments too.
+
+    Raises UserError when there is no image, or no threshold of an activation.
     """
     known = constants(model)
+    if missing := [name for node in nodes if (name := _activation(node, known)) not in thresholds]:
+        raise UserError(f"no threshold is known for {missing[0]!r} ({len(missing)} such tensors): calibrate them first")
     random = np.random.default_rng(0)
     found: dict[str, Moments] = {}
     for values in observed(model, [_activation(node, known) for node in nodes], batches):
@@ -75,6 +81,8 @@ def moments(
                 second=(quantised.transpose(0, 2, 1) @ quantised).astype(np.float64) if second else None,
             )
             found[node.name] = _sum(found[node.name], one) if node.name in found else one
+    if nodes and not found:
+        raise UserError("there is no image to run the network on")
     return found
 
 
@@ -119,9 +127,9 @@ def rows(
     random: np.random.Generator,
     most: int,
 ) -> FloatArray:
-    """Return the rows (G, R, K) that a product with a constant weight reads, at most `most` of an image by chance.
+    """Return the rows (G, R, K) that a product with a constant weight reads, by chance `most` per image where more.
 
-    K is in the order of the weight's own axes: rows times `weight_rows` of the weight is the product.
+    K is in the order of the weight's own axes: rows times the rows of `weight_matrix` is the product.
     """
     if node.op_type != "Conv":
         place = weight_place(node, known)
@@ -143,9 +151,9 @@ def rows(
     chosen = (slice(None), slice(None), *places, *taps)
     windows = windows[chosen]
     windows = np.moveaxis(windows, 1, 1 + size)  # (N, *places, C, *kernel)
-    count = int(np.prod(windows.shape[: 1 + size]))
+    count = prod(windows.shape[: 1 + size])
     picks = np.unravel_index(_some(count, most * len(values), random), windows.shape[: 1 + size])
-    groups = attribute(node, "group", 1)
+    groups = groups_of(node)
     picked = windows[picks]  # (R, C, *kernel)
     return np.ascontiguousarray(picked.reshape(len(picked), groups, -1).swapaxes(0, 1))
 
@@ -160,6 +168,19 @@ def weight_of_matrix(matrix: NDArray, shape: Sequence[int], axis: int) -> NDArra
     """Undo weight_matrix for a weight of `shape`."""
     moved = [shape[axis], *(size for i, size in enumerate(shape) if i != axis)]
     return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved), 0, axis))
+
+
+def groups_of(node: onnx.NodeProto) -> int:
+    """Return in how many groups the channels of a product are."""
+    return attribute(node, "group", 1) if node.op_type == "Conv" else 1
+
+
+def inputs_of(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> int:
+    """Return how many inputs one output of a product with a constant weight has."""
+    place = weight_place(node, known)
+    assert place is not None
+    dims = list(known[node.input[place[0]]].dims)
+    return prod(dims) // dims[place[1]]
 
 
 def _some(count: int, most: int, random: np.random.Generator) -> NDArray[np.int64]:

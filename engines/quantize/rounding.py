@@ -19,9 +19,9 @@ from onnx import numpy_helper
 from tqdm import tqdm
 
 from engines.graph import constants, consumers, value_of
-from engines.quantize.layers import attribute, weight_place
-from engines.quantize.products import Moments, moments, weight_matrix, weight_of_matrix
-from engines.quantize.weights import FORMATS, MAX, along, quantised, weight_scale
+from engines.quantize.layers import weight_place
+from engines.quantize.products import Moments, groups_of, inputs_of, moments, weight_matrix, weight_of_matrix
+from engines.quantize.weights import FORMATS, MAX, quantised, weight_scale
 
 SAMPLES = 128  # images that weights are rounded on; more change nothing that can be measured
 _DAMPING = 0.01  # of the mean second moment, added to all: inputs that hardly vary must not rule
@@ -55,20 +55,27 @@ def round_on_data(
 
     Args:
         model: FP32 graph.
-        nodes: names; those without a constant weight are passed over.
+        nodes: names; those without a constant weight, or with a stack of them, are passed over.
         thresholds: per activation the magnitude of int8 level 127.
         images: batches (N, 3, S, S) of calibration images, SAMPLES in all are enough.
+
+    Raises UserError when there is no image, or no threshold of an activation.
     """
     known, chosen = constants(model), set(nodes)
-    found = [node for node in model.graph.node if node.name in chosen and weight_place(node, known) is not None]
+    found = [node for node in model.graph.node if node.name in chosen and _has_matrix(node, known)]
     result: dict[str, Rounded] = {}
     with tqdm(total=len(found), desc="round weights on data", leave=False) as bar:
         for part in _parts(found, known):
-            seen = moments(model, part, thresholds, images, second=_inputs(part[0], known) <= _MOST_INPUTS)
+            seen = moments(model, part, thresholds, images, second=inputs_of(part[0], known) <= _MOST_INPUTS)
             for node in part:
                 result[node.name] = _rounded(node, known, seen.pop(node.name))
                 bar.update()
     return result
+
+
+def _has_matrix(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
+    place = weight_place(node, known)
+    return place is not None and (node.op_type == "Conv" or len(known[node.input[place[0]]].dims) == 2)
 
 
 def correct_biases(model: onnx.ModelProto, rounded: Mapping[str, Rounded]) -> None:
@@ -95,7 +102,7 @@ def _rounded(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto], seen: 
     place = weight_place(node, known)
     assert place is not None
     weight, axis = value_of(known[node.input[place[0]]]), place[1]
-    groups = attribute(node, "group", 1) if node.op_type == "Conv" else 1
+    groups = groups_of(node)
     if seen.second is None:
         scale = weight_scale(weight, axis, "int8")
         levels = weight_matrix(quantised(weight, scale, axis, "int8"), axis, groups)
@@ -106,17 +113,17 @@ def _rounded(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto], seen: 
         levels = np.stack([round_rows(*row) for row in zip(matrix, scales, seen.second, strict=True)])
     plain, shifted = seen.shift
     before = np.einsum("grk,gk->gr", weight_matrix(weight, axis, groups).astype(np.float64), plain)
-    stored = weight_matrix(
-        weight_of_matrix(levels, weight.shape, axis) * along(scale, axis, weight.ndim), axis, groups
-    ).astype(np.float64)
+    stored = levels * scale.astype(np.float64).reshape(groups, -1, 1)
     shift = (np.einsum("grk,gk->gr", stored, shifted) - before).reshape(-1).astype(np.float32)
-    return Rounded(weight_of_matrix(levels, weight.shape, axis).astype(np.int8), scale, shift)
+    return Rounded(weight_of_matrix(levels, weight.shape, axis), scale, shift)
 
 
 def round_rows(
     weight: NDArray[np.floating], scale: NDArray[np.floating], second: NDArray[np.floating]
 ) -> NDArray[np.int8]:
     """Return levels (R, K) of a weight (R, K) whose product with inputs of these second moments errs little.
+
+    A row never errs more than with its nearest levels: it keeps those where rounding in turn ends worse.
 
     Args:
         weight: float.
@@ -127,8 +134,7 @@ def round_rows(
     work = weight.astype(np.float64)
     matrix = second.astype(np.float64)
     diagonal = np.diag(matrix).copy()
-    dead = diagonal <= 0  # inputs that are always zero say nothing: their weights go to the nearest level
-    matrix[dead, dead] = 1.0
+    # An input that is always zero correlates with none: damped, it can be divided by, and takes the nearest level.
     matrix[np.diag_indices_from(matrix)] += _DAMPING * diagonal.mean() + np.finfo(np.float64).tiny
     order = np.argsort(-diagonal)  # what weighs most is rounded first, while most others can make it good
     work, matrix = work[:, order], matrix[np.ix_(order, order)]
@@ -146,19 +152,26 @@ def round_rows(
         work[:, stop:] -= errors @ upper[start:stop, stop:]
     back = np.empty_like(levels)
     back[:, order] = levels
-    return back
+    nearest = form.levels(weight / steps[:, None])
+    left, most = (_squared_error(one * steps[:, None] - weight, second) for one in (back, nearest))
+    return np.where((left <= most)[:, None], back, nearest)
+
+
+def _squared_error(rows: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the sum (R,) of squared products of rows (R, K) with inputs of some second moments."""
+    return ((rows @ second) * rows).sum(1)
 
 
 def _parts(nodes: Sequence[onnx.NodeProto], known: Mapping[str, onnx.TensorProto]) -> Iterator[list[onnx.NodeProto]]:
     """Divide nodes so that the second moments of a part fit into memory; those too large for any come last."""
-    large = [node for node in nodes if _inputs(node, known) > _MOST_INPUTS]
+    large = [node for node in nodes if inputs_of(node, known) > _MOST_INPUTS]
     part: list[onnx.NodeProto] = []
     held = 0
     for node in nodes:
-        inputs = _inputs(node, known)
+        inputs = inputs_of(node, known)
         if inputs > _MOST_INPUTS:
             continue
-        size = inputs**2 * (attribute(node, "group", 1) if node.op_type == "Conv" else 1)
+        size = inputs**2 * groups_of(node)
         if part and held + size > _MOST_MOMENTS:
             yield part
             part, held = [], 0
@@ -170,20 +183,14 @@ def _parts(nodes: Sequence[onnx.NodeProto], known: Mapping[str, onnx.TensorProto
         yield large
 
 
-def _inputs(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> int:
-    """Return how many inputs one output of a product has."""
-    place = weight_place(node, known)
-    assert place is not None
-    dims = list(known[node.input[place[0]]].dims)
-    return int(np.prod(dims)) // dims[place[1]]
-
-
 def _bias_place(
     node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto], readers: Mapping[str, list[onnx.NodeProto]]
 ) -> tuple[onnx.NodeProto, int, int] | None:
     """Return the node that adds a product's bias, the bias's input and the axes behind the output channels."""
     place = weight_place(node, known)
     assert place is not None
+    if any(a.name in ("alpha", "beta") and a.f != 1.0 for a in node.attribute):
+        return None  # a Gemm whose product or bias is not what it adds
     after = len(known[node.input[1]].dims) - 2 if node.op_type == "Conv" else 1 - place[0]
     if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and node.input[2] in known:
         return node, 2, 0  # its bias is one number per channel, wherever the channels are

@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from engines.graph import constants, drop_unused_constants, value_of
 from engines.quantize.calibrate import Magnitudes, channel_maxima
-from engines.quantize.layers import attribute, image_shapes, weight_place
-from engines.quantize.products import at_levels, observed, rows, weight_matrix
+from engines.quantize.layers import weight_place
+from engines.quantize.products import at_levels, groups_of, inputs_of, observed, rows, weight_matrix
 from engines.quantize.streams import Factor, Stream, streams
 from engines.quantize.weights import along, quantised, weight_scale
+from metro_edge.errors import UserError
 
 SAMPLES = 32  # images whose rows are kept
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -58,8 +59,12 @@ def smooth(
         model: FP32 graph.
         batches: images (N, 3, S, S); the first SAMPLES are used.
         report: takes what was found for each stream.
+
+    Raises UserError when there is no image.
     """
     images = first_images(batches, SAMPLES)
+    if not images:
+        raise UserError("there is no image to smooth on")
     result = onnx.ModelProto()
     result.CopyFrom(model)
     nodes = {node.name: node for node in model.graph.node}
@@ -122,7 +127,7 @@ def _best(
     products = [
         _Product(factor, node, known, kept[node.name]) for factor, node in zip(stream.readers, readers, strict=True)
     ]
-    weights = np.max([product.largest_weights(stream.channels) for product in products], axis=0)
+    weights = np.max([product.largest_weights() for product in products], axis=0)
     before = float(np.mean([product.error(np.ones(stream.channels)) for product in products]))
     best, exponent, scales = before, None, np.ones(stream.channels)
     for a in EXPONENTS:
@@ -140,7 +145,7 @@ def scales_of(activations: NDArray[np.floating], weights: NDArray[np.floating], 
     """Return what each channel is divided by, 1 on geometric average; channels that say nothing keep 1.
 
     Args:
-        activations: (C,) largest magnitude of each channel.
+        activations: (C,) largest magnitude of each channel, as it is read.
         weights: (C,) largest magnitude of the weights that read it.
         exponent: a, from 0 (weights become even) to 1 (activations do).
     """
@@ -162,7 +167,7 @@ class _Product:
         assert place is not None
         self.weight, self.axis = value_of(known[node.input[place[0]]]), place[1]
         self.input_axis = factor.axis
-        self.groups = attribute(node, "group", 1) if node.op_type == "Conv" else 1
+        self.groups = groups_of(node)
         self.kept = kept
         self.exact = self._times(kept, self.weight)
         self.power = float((self.exact.astype(np.float64) ** 2).mean())
@@ -170,9 +175,10 @@ class _Product:
     def _times(self, values: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
         return values @ weight_matrix(weight, self.axis, self.groups).swapaxes(1, 2)
 
-    def largest_weights(self, channels: int) -> NDArray[np.float32]:
+    def largest_weights(self) -> NDArray[np.float32]:
+        """Return the largest magnitude (C,) of the weights that read each channel."""
         others = tuple(i for i in range(self.weight.ndim) if i != self.input_axis)
-        return np.abs(self.weight).max(axis=others)[:channels]
+        return np.abs(self.weight).max(axis=others)
 
     def error(self, scale: NDArray[np.float64]) -> float:
         """Return the quantised product's mean squared error as a share of its mean square."""
@@ -191,11 +197,11 @@ class _Product:
 def _rows_of(
     model: onnx.ModelProto, part: Sequence[Stream], images: Sequence[NDArray[np.float32]]
 ) -> tuple[dict[str, NDArray[np.float32]], dict[tuple[str, ...], NDArray[np.float32]]]:
-    """Return rows that the readers of some streams read, by node, and the largest magnitude of each channel."""
+    """Return rows that the readers of some streams read, by node, and the largest magnitude of each channel there."""
     known = constants(model)
     readers = {factor.node for stream in part for factor in stream.readers}
     nodes = [node for node in model.graph.node if node.name in readers]
-    tensors = [name for stream in part for name in stream.tensors]
+    tensors = {node.input[0] for node in nodes}  # not all of a stream's: what is quantised comes behind the Relu
     random = np.random.default_rng(0)
     kept: dict[str, list[NDArray[np.float32]]] = {node.name: [] for node in nodes}
     maxima: dict[tuple[str, ...], NDArray[np.float32]] = {}
@@ -203,20 +209,19 @@ def _rows_of(
         for node in nodes:
             kept[node.name].append(rows(node, values[node.input[0]], known, random, _ROWS))
         for stream in part:
-            seen = [channel_maxima(values[name], stream.axis) for name in stream.tensors]
+            seen = [channel_maxima(values[name], stream.axis) for name in stream.tensors if name in tensors]
             maxima[stream.tensors] = np.max([*seen, maxima.get(stream.tensors, seen[0])], axis=0)
     return {name: np.concatenate(found, axis=1) for name, found in kept.items()}, maxima
 
 
 def _parts(found: Sequence[Stream], model: onnx.ModelProto) -> Iterator[list[Stream]]:
     """Divide streams so that the rows of a part's readers fit into memory."""
-    nodes = {node.name: node for node in model.graph.node}
-    shapes = image_shapes(model)
+    nodes, known = {node.name: node for node in model.graph.node}, constants(model)
     part: list[Stream] = []
     held = 0
     for stream in found:
-        weights = [shapes[nodes[factor.node].input[1]] for factor in stream.readers]
-        size = SAMPLES * _ROWS * sum(int(np.prod(shape[1:])) if len(shape) > 2 else shape[0] for shape in weights)
+        readers = [nodes[factor.node] for factor in stream.readers]
+        size = SAMPLES * _ROWS * sum(groups_of(node) * inputs_of(node, known) for node in readers)
         if part and held + size > _MOST_VALUES:
             yield part
             part, held = [], 0

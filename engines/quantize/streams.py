@@ -8,7 +8,7 @@ bounds are one number for all channels. So do Gelu, normalisation's input and th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -19,6 +19,7 @@ from engines.quantize.layers import attention_pairs, attribute, image_shapes, we
 _SAME_CHANNELS = ("Relu", "Identity")
 _SPATIAL = ("MaxPool", "AveragePool", "GlobalAveragePool", "Resize")  # channels are axis 1
 _LAST = -1
+_HEADS = [0, 2, 1, 3]  # how attention's heads and tokens change places
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,19 @@ class _Finder:
     def visit(self, node: onnx.NodeProto) -> None:
         active = [name for name in node.input if name and name not in self.known]
         place = weight_place(node, self.known)
-        if node.op_type == "Conv" and place is not None:
+        if not active:
+            self.fix(node.output)  # what is made of constants is not scaled
+        elif node.op_type == "Conv" and place is not None:
             self.convolution(node)
-        elif node.op_type in ("MatMul", "Gemm") and place is not None and place[0] == 1 and self.plain(node):
+        elif node.op_type in ("MatMul", "Gemm") and place is not None and place[0] == 1 and self.plain(node, place[1]):
             axis = place[1]
             self.product(node, _LAST, Factor(node.name, 1, 1 - axis), Factor(node.name, 1, axis))
         elif node.op_type == "LayerNormalization" and attribute(node, "axis", -1) == -1:
-            self.stream(active[0]).fixed = True
+            self.fix(active)
             stream = self.stream(node.output[0])
             self.set_axis(stream, _LAST)
             stream.makers += [Factor(node.name, index, 0) for index in (1, 2)[: len(node.input) - 1]]
-            stream.fixed |= any(name not in self.known for name in node.input[1:])
+            stream.fixed |= any(name not in self.known or len(self.known[name].dims) != 1 for name in node.input[1:])
         elif node.op_type in _SAME_CHANNELS:
             self.join(active[0], node.output[0])
         elif node.op_type in _SPATIAL and len(active) == 1 and len(node.output) == 1:
@@ -119,12 +122,19 @@ class _Finder:
             if len(active) == 1:
                 stream.added.append((node.name, next(i for i, name in enumerate(node.input) if name in self.known)))
         else:
-            for name in (*active, *node.output):
-                self.stream(name).fixed = True
+            self.fix((*active, *node.output))
 
-    def plain(self, node: onnx.NodeProto) -> bool:
-        """Say whether a product's weight is a matrix, and nothing is added to a Gemm but a constant bias."""
-        return len(self.known[node.input[1]].dims) == 2 and all(name in self.known for name in node.input[2:] if name)
+    def fix(self, tensors: Iterable[str]) -> None:
+        for name in tensors:
+            self.stream(name).fixed = True
+
+    def plain(self, node: onnx.NodeProto, axis: int) -> bool:
+        """Say whether a product is one of rows with a matrix, and a Gemm adds nothing but a constant per column."""
+        dims = self.known[node.input[1]].dims
+        if len(dims) != 2 or attribute(node, "transA", 0):
+            return False
+        biases = [self.known.get(name) for name in node.input[2:] if name]
+        return all(bias is not None and list(bias.dims) == [dims[axis]] for bias in biases)
 
     def same_shapes(self, active: list[str], output: str) -> bool:
         shape = self.shapes.get(output)
@@ -185,12 +195,14 @@ def _values(model: onnx.ModelProto) -> list[Stream]:
     Softmax's weights mix tokens and leave channels alone, so scales pass from the projection's rows to the columns of
     the values.
     """
-    known, readers = constants(model), consumers(model)
+    known, readers, shapes = constants(model), consumers(model), image_shapes(model)
+    for output in model.graph.output:
+        readers.setdefault(output.name, []).append(onnx.NodeProto())  # somebody outside of the graph
     makers = {name: node for node in model.graph.node for name in node.output}
     found = []
     for mix in attention_pairs(model).values():
         forward = _single_path(mix.output[0], readers)
-        value = _value_product(mix, makers, readers, known)
+        value = _value_product(mix, makers, readers, known, shapes)
         if forward is None or value is None or weight_place(forward, known) != (1, 1):
             continue
         product, thirds, biases = value
@@ -213,8 +225,8 @@ def _single_path(tensor: str, readers: Mapping[str, list[onnx.NodeProto]]) -> on
     while len(after := readers.get(tensor, [])) == 1:
         node = after[0]
         if node.op_type == "MatMul":
-            return node if order == [0, 2, 1, 3] else None
-        if node.op_type == "Transpose":
+            return node if order == _HEADS else None
+        if node.op_type == "Transpose" and order is None:
             order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
         elif node.op_type != "Reshape":
             return None
@@ -227,6 +239,7 @@ def _value_product(
     makers: Mapping[str, onnx.NodeProto],
     readers: Mapping[str, list[onnx.NodeProto]],
     known: Mapping[str, onnx.TensorProto],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[onnx.NodeProto, bool, list[tuple[onnx.NodeProto, int]]] | None:
     """Return the product that makes an attention's values, whether they are its last third, and added biases."""
     tensor, thirds = mix.input[1], False
@@ -234,11 +247,14 @@ def _value_product(
     biases: list[tuple[onnx.NodeProto, int]] = []
     while (node := makers.get(tensor)) is not None and len(readers[tensor]) == 1:
         if node.op_type == "MatMul":
-            return (node, thirds, biases) if weight_place(node, known) == (1, 1) and order == [0, 2, 1, 3] else None
-        if node.op_type == "Transpose":
+            return (node, thirds, biases) if weight_place(node, known) == (1, 1) and order == _HEADS else None
+        if node.op_type == "Transpose" and order is None:
             order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
         elif node.op_type == "Split":
-            if len(node.output) != 3 or tensor != node.output[2]:
+            rank = len(shapes.get(node.input[0], ()))
+            axis = attribute(node, "axis", 0)
+            # Channels begin at axis 2, until heads and tokens change places: a split further on takes thirds of heads.
+            if len(node.output) != 3 or tensor != node.output[2] or axis not in (2, 2 - rank) or order is None:
                 return None
             thirds = True
         elif node.op_type == "Add":

@@ -9,7 +9,7 @@ from math import prod
 import onnx
 
 from engines.graph import constants, consumers
-from engines.quantize.layers import Layer, image_shapes
+from engines.quantize.layers import Layer, image_shapes, weight_place
 
 # What engines run inside the kernel of the operator before it.
 TAIL = ("Clip", "Relu", "Gelu", "Sigmoid", "HardSwish", "Add", "Mul")
@@ -28,7 +28,7 @@ class Unit:
         output: what it makes.
         nodes: names, in order.
         readers: layers that read the output; None among them stands for any other node, or an output of the graph.
-        depth, width: of the product, that is channels in and out of a convolution; 0 without weights.
+        depth, width: how many inputs one output of the product has, and how many outputs; 0 without weights.
         weights: how many weights it has.
     """
 
@@ -75,7 +75,7 @@ def plan(model: onnx.ModelProto, layers: Sequence[Layer]) -> Plan:
     for layer in layers:
         inside = _inside(layer, nodes, after)
         last = nodes[max(inside, key=order.__getitem__)]
-        while (following := _tail(last, after, outputs, known, owner)) is not None and following.name not in taken:
+        while (following := _tail(last, after, outputs, known)) is not None:
             last = following
             inside.append(last.name)
         taken.update(inside)
@@ -105,11 +105,10 @@ def _tail(
     after: Mapping[str, list[onnx.NodeProto]],
     outputs: set[str],
     known: Mapping[str, onnx.TensorProto],
-    owner: Mapping[str, str],
 ) -> onnx.NodeProto | None:
-    """Return the node behind one if it is fused to it: the only reader, of constants besides."""
+    """Return the node behind one if it is fused to it: the only reader, of constants besides; so no layer's own."""
     readers = after.get(node.output[0], [])
-    if len(readers) != 1 or node.output[0] in outputs or readers[0].op_type not in TAIL or readers[0].name in owner:
+    if len(readers) != 1 or node.output[0] in outputs or readers[0].op_type not in TAIL:
         return None
     others = [name for name in readers[0].input if name and name != node.output[0]]
     return readers[0] if all(name in known for name in others) else None
@@ -130,6 +129,8 @@ def _unit(
     output = nodes[inside[-1]].output[0]
     readers: list[str | None] = [owner.get(node.name) for node in after.get(output, [])]
     shape = layer.weight_shape
+    place = weight_place(nodes[layer.nodes[0]], known)
+    width = 0 if place is None else shape[place[1]]
     return Unit(
         layer=layer.name,
         role=layer.role,
@@ -139,7 +140,7 @@ def _unit(
         output=output,
         nodes=tuple(inside),
         readers=tuple(dict.fromkeys(readers + [None] * (output in outputs))),
-        depth=prod(shape[1:]) if len(shape) > 2 else min(shape[:1], default=0),
-        width=shape[0] if len(shape) > 2 else max(shape[1:], default=0),
+        depth=prod(shape) // width if width else 0,
+        width=width,
         weights=prod(shape) if shape else 0,
     )

@@ -31,8 +31,9 @@ class Format:
     whole: bool
 
     def scale(self, largest: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return what one level stands for; what is always zero gets any positive scale."""
-        return np.where(largest > 0, largest / self.greatest, 1.0).astype(np.float32)
+        """Return what one level stands for; what is zero, or too small for a float32 scale, becomes zero by any."""
+        scale = largest / self.greatest
+        return np.where(scale >= np.finfo(np.float32).tiny, scale, 1.0).astype(np.float32)
 
     def levels(self, values: NDArray[np.floating]) -> NDArray:
         """Return values in units of their scale as levels."""

@@ -45,7 +45,7 @@ def write_result(
         precision: that the graph is the bundle's of.
         images, truth: samples to measure on: (N, 3, S, S), and true meshes (N, V, 3) in metres or None.
         data: what they are.
-        quantization: for the passport, under that key.
+        quantization: for the passport, under that key; its `calibration` says how ranges were found.
 
     Raises UserError for a place that cannot be written; nothing is changed then.
     """
@@ -63,6 +63,8 @@ def write_result(
         passport.pop("accuracy", None)
         passport.pop("verification", None)
         passport[section] = {"data": data, "samples": len(images), **figures}
+        if precision == "int8":  # what the passport says of INT8's ranges was of the older graph
+            passport["calibration"] = {k: v for k, v in quantization["calibration"].items() if k != "compared"}
         passport["quantization"] = {"precision": precision, **quantization}
         return write_bundle(output, bundle.spec, bundle.template, files, passport)
 
