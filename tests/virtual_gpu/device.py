@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,11 +40,10 @@ def on_stand_in() -> bool:
 
 
 def host_image(name: str, capability: tuple[int, int]) -> Iterator[Image]:
-    """Give a kernel file compiled for the host, as metro_edge.cuda.loading asks for; tests of faults name another."""
-    changed = os.environ.get(MUTANT, "")
+    """Give a kernel file compiled for the host to metro_edge.cuda.loading; tests of faults name another folder."""
     source = source_of(name)
-    if changed.endswith(f"/{name}.cu"):
-        source = source.with_name(changed)  # an absolute path takes the place of the folder
+    if folder := os.environ.get(MUTANT):
+        source = Path(folder) / source.name
     yield Image("library of the host", build.image(source, os.environ.get(SANITIZE, "")).read_bytes())
 
 

@@ -150,6 +150,17 @@ def test_every_sample_belongs_to_the_triangle_that_whole_numbers_say(device, sup
 
 
 @pytest.mark.gpu
+def test_samples_that_lie_on_edges_and_corners_are_covered(device):
+    quad = np.array([[(20, 30, 0), (60, 30, 0), (60, 50, 0), (20, 50, 0)]], np.float32)
+    picture = Picture([np.zeros((HEIGHT, WIDTH, 3), np.uint8)], "bgr")
+    faces = np.array([(0, 2, 1), (0, 3, 2)])
+    draw(device, picture, quad, [(0, 0, 1)], faces, Intrinsics(1.0, (0.0, 0.0)), supersample=1)
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[30:51, 20:61] = True
+    np.testing.assert_array_equal(picture.get()[0].any(axis=-1), expected)
+
+
+@pytest.mark.gpu
 def test_light_is_that_of_the_opencv_overlay(device, template):
     vertices = template.vertices[None].repeat(7, axis=0)
     places = [(0, 0, 3 + i) for i in range(7)]

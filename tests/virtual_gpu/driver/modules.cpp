@@ -30,6 +30,17 @@ static size_t length_of(const Elf64_Ehdr *header) {
   return length;
 }
 
+// There when the process runs under AddressSanitizer, which looks up source lines in the file when it reports.
+extern "C" void __asan_poison_memory_region(void const volatile *, size_t) __attribute__((weak));
+
+static void remove_at_end(const std::string &path) {
+  static struct Files {
+    std::vector<std::string> paths;
+    ~Files() { for (auto &one : paths) unlink(one.c_str()); }
+  } files;
+  files.paths.push_back(path);
+}
+
 static void *open_library(const void *image) {
   std::string path = std::string(setting("TMPDIR", "/tmp")) + "/virtual-gpu-XXXXXX";
   int file = mkstemp(&path[0]);
@@ -40,7 +51,8 @@ static void *open_library(const void *image) {
   close(file);
   void *library = left ? nullptr : dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library) refuse(CUDA_ERROR_INVALID_IMAGE, "%s", left ? "disk full" : dlerror());
-  unlink(path.c_str());
+  if (__asan_poison_memory_region) remove_at_end(path);
+  else unlink(path.c_str());
   return library;
 }
 
