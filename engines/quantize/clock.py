@@ -19,7 +19,8 @@ from metro_edge.backends.cpu_twin import cpu_twin
 from metro_edge.bundle import Bundle
 from metro_edge.errors import UserError
 
-BLOCK = 6  # calls in a row; the first is not counted, as the threads of another engine may still be spinning
+BLOCK_S = 0.15  # of calls in a row; the first third is not counted, as threads of another session still spin then
+LEAST, MOST = 3, 200  # calls in a row
 ROUNDS = 9
 
 
@@ -78,11 +79,18 @@ def time_graphs(
         return time_calls(calls, rounds)
 
 
-def time_calls(calls: Sequence[Callable[[], object]], rounds: int = ROUNDS, block: int = BLOCK) -> list[float]:
-    """Return the duration of calls in ms, by rounds and ratios, see time_graphs."""
+def time_calls(calls: Sequence[Callable[[], object]], rounds: int = ROUNDS, block_s: float = BLOCK_S) -> list[float]:
+    """Return the duration of calls in ms, by rounds and ratios, see time_graphs; a block takes about `block_s`."""
+    blocks = []
     for call in calls:
         call()
-    medians = np.array([[_block_ms(call, block) for call in calls] for _ in range(rounds)])
+        start = time.perf_counter()
+        call()
+        seconds = max(time.perf_counter() - start, 1e-7)
+        blocks.append(int(np.clip(np.ceil(block_s / seconds), LEAST, MOST)))
+    medians = np.array(
+        [[_block_ms(call, block) for call, block in zip(calls, blocks, strict=True)] for _ in range(rounds)]
+    )
     reference = float(np.median(medians[:, 0]))
     return [float(value) * reference for value in np.median(medians / medians[:, :1], axis=0)]
 
@@ -93,7 +101,7 @@ def _block_ms(call: Callable[[], object], block: int) -> float:
         start = time.perf_counter()
         call()
         durations.append(time.perf_counter() - start)
-    return float(np.median(durations[1:])) * 1000.0
+    return float(np.median(durations[(block + 2) // 3 :])) * 1000.0
 
 
 def part_call(

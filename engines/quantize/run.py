@@ -114,8 +114,7 @@ def _check(result: Result, settings: Settings, report: Path) -> None:
         raise UserError(
             f"no mix keeps {settings.max_loss_mm:g} mm of {result.report['metric']}: the best of {len(tried)} loses "
             f"{nearest.lost_mm:.3g} mm (expected {nearest.estimate_ms:.3g} ms, fp32 {result.fp32_ms:.3g} ms). Nothing "
-            f"was written but the report in {report}. Allow more, or fine-tune the checkpoint for quantisation: "
-            "python -m engines finetune"
+            f"was written but the report in {report}. Allow more, or more layers in FP32: --precisions fp16"
         )
     fastest = min(trial.ms or trial.estimate_ms for trial in within)
     raise UserError(

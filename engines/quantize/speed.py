@@ -32,7 +32,7 @@ from metro_edge.spec import INPUT_NAME
 
 Make = Callable[[onnx.ModelProto, Mapping[str, str]], onnx.ModelProto]
 Times = Callable[[Mapping[str, str]], onnx.ModelProto]
-PART_ROUNDS, PART_BLOCK = 5, 6
+PART_ROUNDS, PART_BLOCK_S = 5, 0.02
 CONFIRMED = 25  # rounds
 
 
@@ -125,8 +125,8 @@ class MeasuredSpeed(Speed):
         machine = describe_machine([backend])
         self.bundle, self.image, self.backend, self.threads, self.store = bundle, image, backend, threads, store
         self.key = key_of(about, backend, threads, machine["cpu"], machine["cores"], machine["versions"])
-        version, cores = machine["versions"][backend], machine["cores"]
-        count = f"{threads or cores} threads" if (threads or cores) > 1 else "1 thread"
+        version = machine["versions"][backend]
+        count = "threads: its choice" if threads is None else f"{threads} thread{'s' * (threads > 1)}"
         self.label = f"measured with {backend} {version}, {count}, {machine['cpu']}"
         self.predicted = False
         self.about = {"backend": backend, "threads": threads, "machine": machine}
@@ -252,7 +252,7 @@ class _Parts:
     def _ms(self, graphs: Sequence[onnx.ModelProto], feeds: Sequence[Mapping[str, NDArray]]) -> list[float]:
         speed = self.speed
         calls = [part_call(g, f, speed.backend, speed.threads) for g, f in zip(graphs, feeds, strict=True)]
-        return time_calls(calls, PART_ROUNDS, PART_BLOCK)
+        return time_calls(calls, PART_ROUNDS, PART_BLOCK_S)
 
     def _variant(self, unit: Unit, precision: str, after: str) -> onnx.ModelProto:
         plain = part(self.model, unit.inputs, [unit.output])

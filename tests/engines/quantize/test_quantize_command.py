@@ -176,7 +176,7 @@ def test_a_budget_that_nothing_meets(converted, predicted, tmp_path, capsys):
     )
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert "no mix keeps 1e-07 mm of moved: the best of " in error and "python -m engines finetune" in error
+    assert "no mix keeps 1e-07 mm of moved: the best of " in error and "Allow more" in error
     report = json.loads((tmp_path / "out-report" / "report.json").read_text())
     lost = min(t["moved_mm"] for t in report["trials"] if t["origin"] != "all fp32")
     assert f"loses {lost:.3g} mm" in error

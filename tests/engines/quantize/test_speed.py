@@ -90,7 +90,7 @@ def test_ratios_withstand_a_machine_that_slows_down():
 
         return run
 
-    first, second = time_calls([call(0.2), call(0.4)], rounds=9, block=4)
+    first, second = time_calls([call(0.2), call(0.4)], rounds=9, block_s=0.002)
     assert second / first == pytest.approx(2.0, rel=0.25)
 
 
