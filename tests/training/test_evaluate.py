@@ -81,6 +81,7 @@ def test_only_a_run_over_generated_people_has_held_out_samples_of_its_own(
     config = FitConfig.from_dict(tiny_run)
     with pytest.raises(UserError, match="8 held-out samples, cannot take 0"):
         accuracy_report(Checkpoint(build_model(config), config), count=0)
+    monkeypatch.setattr("training.data.shards.write_shards", None)
     smpl = dataclasses.replace(config.spec, body="smpl", vertex_count=6890)
     with pytest.raises(UserError, match="people have the body 'anny', the network 'tiny' has 'smpl': give data sets"):
         people_shards(tmp_path, smpl, seed=1, count=40_000)
