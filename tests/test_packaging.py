@@ -58,7 +58,9 @@ def test_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     wanted = {
         str(path.relative_to(ROOT))
         for path in package.rglob("*")
-        if path.is_file() and path.suffix in {".py", ".typed", ".cu", ".cuh", ".ptx", ".cubin"} and "__pycache__" not in path.parts
+        if path.is_file()
+        and path.suffix in {".py", ".typed", ".cu", ".cuh", ".ptx", ".cubin"}
+        and "__pycache__" not in path.parts
     }
     wanted |= {str(path.relative_to(ROOT)) for path in (package / "assets").rglob("*") if path.is_file()}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("metro_edge/")}
