@@ -2,7 +2,7 @@
 
 Networks are strongly typed: the precision is the ONNX graph's own (typed FP16, Q/DQ INT8 or FP8), so one graph serves
 TensorRT 10, TensorRT 11 and TensorRT-RTX. TensorRT builds for the GPU it runs on; TensorRT-RTX builds on the CPU, for
-every GPU from compute capability 8.0 on unless told otherwise.
+the GPUs that it knows from compute capability 8.0 on (not 8.7 and 9.0) unless told otherwise.
 """
 
 from __future__ import annotations

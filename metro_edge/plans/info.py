@@ -43,7 +43,7 @@ class PlanIdentity:
         platform: operating system and processor, such as `linux-x86_64`, see platform_name.
         gpu: name of the GPU that the plan was built on, None where none took part.
         power_mode: of the Jetson that its kernels were timed on, such as `MAXN`; else None.
-        compute_capabilities: where it runs: `8.7` is that one, `8.0+` that one and every newer one.
+        compute_capabilities: where it runs: `8.7` is that one, `12.0+` that one and every newer one.
         profiles: ranges of batches.
         settings: what else was asked for, see BuildOptions.settings.
     """
@@ -91,8 +91,7 @@ def identity_of(
     """
     if has.capabilities:
         gpu_name = None
-        lowest = f"{FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]}+" if precision == "fp8" else "8.0+"
-        targets = options.capabilities or (lowest,)
+        targets = options.capabilities or _portable(has.capabilities, FP8_CAPABILITY if precision == "fp8" else (8, 0))
     else:
         gpu_name = gpu.name if gpu else None
         targets = (gpu.compute_capability,) if gpu else ()
@@ -110,6 +109,16 @@ def identity_of(
         profiles=options.profiles,
         settings=options.settings(),
     )
+
+
+def _portable(known: tuple[str, ...], oldest: tuple[int, int]) -> tuple[str, ...]:
+    """Return where a plan runs that was built for no GPU in particular: the newest generation stands for later ones.
+
+    TensorRT-RTX 1.7.1 on an H200 (9.0) refused such a plan: it runs on "8.0 8.6 8.9 12.0 12.1 >12.0", so not on 8.7 either.
+    """
+    newest = max(version_of(name) for name in known)[0]
+    older = [name for name in known if oldest <= version_of(name) < (newest, 0)]
+    return (*older, f"{newest}.0+")
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def check_options(has: Features, options: BuildOptions, precision: str, *, gpu: 
         )
     if options.compatibility not in has.compatibilities:
         reason = (
-            "its plans run on every GPU from compute capability 8.0 on, or on those named"
+            "its plans run on the GPUs it knows from compute capability 8.0 on, or on those named"
             if has.capabilities
             else f"it has {', '.join(has.compatibilities)}"
         )

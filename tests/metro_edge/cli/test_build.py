@@ -56,7 +56,7 @@ def test_writes_the_plan_and_says_so(bundle_path: Path, tmp_path: Path, capsys: 
     assert info.onnx_sha256 == Bundle.load(bundle_path).onnx_sha256("fp32")
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{plan_path}: fp32, batch 1 and batch 1 to 4, ")
-    assert second == f"runs on compute capability 8.0+; described in {plan_path}.json"
+    assert second == f"runs on compute capability 8.0, 8.6, 8.9, 12.0+; described in {plan_path}.json"
 
 
 def test_without_a_name_it_goes_into_the_cache(
@@ -72,7 +72,7 @@ def test_without_a_name_it_goes_into_the_cache(
 
     assert main(["plans"]) == 0
     line, total = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"{path.name}: tensorrt_rtx ") and "8.0+, batch 1,1,8, " in line
+    assert line.startswith(f"{path.name}: tensorrt_rtx ") and "8.0, 8.6, 8.9, 12.0+, batch 1,1,8, " in line
     assert total.startswith(f"1 plan in {cache}, ")
     path.write_bytes(b"no plan")
     assert main(["plans", "--json"]) == 0

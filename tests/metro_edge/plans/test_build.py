@@ -39,7 +39,10 @@ def test_builds_each_precision(graph: GraphMaker, tmp_path: Path, precision: str
     assert (info.library, info.library_version) == ("tensorrt_rtx", rtx.__version__)
     assert (info.profiles, info.max_batch) == ((BatchProfile(1, 1, 8),), 8)
     assert info.settings == {"level": 1, "workspace_mb": 64}
-    assert (info.gpu, info.compute_capabilities) == (None, ("8.9+" if precision == "fp8" else "8.0+",))
+    assert (info.gpu, info.compute_capabilities) == (
+        None,
+        ("8.9", "12.0+") if precision == "fp8" else ("8.0", "8.6", "8.9", "12.0+"),
+    )
     assert info.machine["python"] and info.machine["metro_edge"] and info.power_mode is None
     assert (info.platform.split("-")[0], info.origin) == ("any", {})
     assert PlanInfo.load(plan_path) == info

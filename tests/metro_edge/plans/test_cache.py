@@ -245,7 +245,9 @@ class TestCheckedPlan:
 
     def test_another_gpu(self, bundle: Bundle, folder: Path) -> None:
         here = {**HERE, "gpu": Gpu("Tesla T4", "7.5")}
-        with pytest.raises(PlanMismatchError, match=r"runs on compute capability 8\.0\+, Tesla T4 has 7\.5"):
+        with pytest.raises(
+            PlanMismatchError, match=r"runs on compute capability 8\.0 8\.6 8\.9 12\.0\+, Tesla T4 has 7\.5"
+        ):
             checked_plan(plan(bundle).path, bundle, "fp32", **here)
 
     def test_another_version(self, bundle: Bundle, folder: Path) -> None:

@@ -105,8 +105,8 @@ class TestIdentity:
         assert info_of(options=BuildOptions(compatibility="ampere+")).compute_capabilities == ("8.0+",)
 
     def test_an_rtx_plan_is_of_no_gpu(self) -> None:
-        assert (info_of(RTX).gpu, info_of(RTX).compute_capabilities) == (None, ("8.0+",))
-        assert info_of(RTX, precision="fp8").compute_capabilities == ("8.9+",)
+        assert (info_of(RTX).gpu, info_of(RTX).compute_capabilities) == (None, ("8.0", "8.6", "8.9", "12.0+"))
+        assert info_of(RTX, precision="fp8").compute_capabilities == ("8.9", "12.0+")
         assert info_of(RTX, BuildOptions(capabilities=("8.6",))).compute_capabilities == ("8.6",)
         assert info_of(RTX).power_mode is None and info_of().power_mode == "MAXN"
 
@@ -165,7 +165,7 @@ class TestRunsHere:
     def test_here(self) -> None:
         self.check(info_of())
         self.check(info_of(), onnx_sha256=None)
-        self.check(info_of(RTX))
+        self.check(info_of(RTX), gpu=Gpu("NVIDIA L4", "8.9"))
         self.check(info_of(RTX), gpu=Gpu("NVIDIA GeForce RTX 5090", "12.0"), power_mode="15W")
 
     @pytest.mark.parametrize(
@@ -210,8 +210,15 @@ class TestRunsHere:
     def test_capabilities_compare_as_numbers(self) -> None:
         """12.0 is newer than 8.9, and 10.0 than 8.9, though not as text."""
         self.check(info_of(RTX, precision="fp8"), gpu=Gpu("NVIDIA GeForce RTX 5090", "12.0"))
-        with pytest.raises(PlanMismatchError, match=r"8\.9\+, Orin has 8\.7"):
+        with pytest.raises(PlanMismatchError, match=r"8\.9 12\.0\+, Orin has 8\.7"):
             self.check(info_of(RTX, precision="fp8"))
+
+    def test_generations_that_rtx_leaves_out(self) -> None:
+        """As seen on an H200: newer than 8.0, and refused all the same."""
+        self.check(info_of(RTX), gpu=Gpu("newer than all that it knows", "13.0"))
+        for gpu in (Gpu("NVIDIA H200", "9.0"), ORIN, Gpu("NVIDIA B200", "10.0")):
+            with pytest.raises(PlanMismatchError, match=rf"8\.0 8\.6 8\.9 12\.0\+, {gpu.name} has"):
+                self.check(info_of(RTX), gpu=gpu)
 
 
 def test_origin_is_what_the_passport_says(bundle: Bundle) -> None:

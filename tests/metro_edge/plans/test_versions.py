@@ -183,7 +183,7 @@ def test_the_recording_refuses_what_a_version_lacks() -> None:
             r"tensorrt 10\.3 builds for this device's GPU alone, not for 8\.6",
         ),
         ("tensorrt", "10.3", {"compatibility": "same-capability"}, "it has none, ampere"),
-        ("tensorrt_rtx", "1.7", {"compatibility": "ampere+"}, r"every GPU from compute capability 8\.0 on"),
+        ("tensorrt_rtx", "1.7", {"compatibility": "ampere+"}, r"the GPUs it knows from compute capability 8\.0 on"),
         ("tensorrt_rtx", "1.7", {"capabilities": ("8.7",)}, r"cannot build for compute capability 8\.7, it knows 7\.5"),
         ("tensorrt_rtx", "1.7", {"version_compatible": True}, "it has no lean runtime"),
         ("tensorrt_rtx", "1.7", {"timing_cache": Path("a")}, "keeps no timing cache: it chooses kernels on the GPU"),
