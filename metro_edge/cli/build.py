@@ -23,8 +23,8 @@ def add_parser(subparsers: Any) -> None:
         help="build a TensorRT plan from a bundle",
         description="Build a plan with TensorRT or TensorRT-RTX, whichever is installed. A plan of TensorRT "
         "runs on the GPU that it was built on, one of TensorRT-RTX on those of compute capability 8.0, 8.6, 8.9, "
-        "and from 12.0 on. Without -o it goes into the cache and is built once (`metro-edge plans` lists them). Beside the plan, "
-        "PLAN.json says what it was built from, with and for, PLAN.layers.json what it is made of.",
+        "and from 12.0 on. Without -o it goes into the cache and is built once (`metro-edge plans` lists them). Beside "
+        "the plan, PLAN.json says what it was built from, with and for, PLAN.layers.json what it is made of.",
     )
     parser.add_argument(
         "bundle", metavar="BUNDLE", type=Path, nargs="?", help="folder or .zip (default: the shipped bundle)"
