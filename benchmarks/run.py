@@ -247,11 +247,29 @@ def load_material(settings: Settings, bundle: Bundle) -> Material:
     return Material(people, data, seed, sample.frame, sample.box)
 
 
+# What of a passport's parts names the seed of generated people, * standing for any name.
+_SEEDS = (
+    ("training", "training", "train_seed"),
+    ("calibration", "calibration", "seed"),
+    ("search of precisions", "quantization", "*", "samples", "*", "seed"),
+    ("calibration", "quantization", "*", "calibration", "seed"),
+)
+
+
+def _values(entry: Any, keys: Sequence[str]) -> list[Any]:
+    """Return what lies under a path of keys."""
+    if not keys:
+        return [entry]
+    if not isinstance(entry, dict):
+        return []
+    found = entry.values() if keys[0] == "*" else [entry[keys[0]]] if keys[0] in entry else []
+    return [value for one in found for value in _values(one, keys[1:])]
+
+
 def check_held_out(bundle: Bundle, seed: int) -> None:
-    """Raise UserError when the passport says that the network was trained or calibrated on people of `seed`."""
-    for part, key in (("training", "train_seed"), ("calibration", "seed")):
-        entry = bundle.passport.get(part)
-        if isinstance(entry, dict) and entry.get(key) == seed:
+    """Raise UserError when the passport says that training, calibration or a search saw people of `seed`."""
+    for part, *keys in _SEEDS:
+        if seed in _values(bundle.passport, keys):
             raise UserError(
                 f"people of seed {seed} served the {part} of this bundle, so errors on them would flatter: "
                 "take another seed"

@@ -205,14 +205,13 @@ def _load(path: Path, settings: Settings, say: Callable[[str], None]) -> Checkpo
 
 
 def _tell(report: FoldReport, settings: Settings, say: Callable[[str], None]) -> None:
-    """Print what folding did; a fold that changed more than rounding can is pointed out."""
+    """Print what folding did."""
     if not settings.folds:
         say("plain export: nothing is folded")
         return
     say(str(report))
-    for result in report.results:
-        if result.difference > LIMIT:
-            say(f"warning: {result.name} changed an output by {result.difference:.1e} of its largest value")
+    if report.rounding is not None:
+        say(f"beyond {LIMIT:.0e}: {report.dtype} as trained is {report.rounding:.1e} from float64, so this is rounding")
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

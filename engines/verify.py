@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from engines.quantize.loss import started
 from metro_edge.backends import Outputs
-from metro_edge.backends.cpu_twin import cpu_twin
 from metro_edge.errors import UserError
 from metro_edge.metrics import mean_mm, mesh_errors, mpjpe, pa_mpjpe
 from metro_edge.spec import INPUT_NAME, ModelSpec
@@ -97,17 +96,9 @@ def predictions_from_pytorch(model: Metro, images: FloatArray, spec: ModelSpec, 
 
 def predictions_from_onnx(path: Path, precision: str, images: FloatArray, spec: ModelSpec) -> Outputs:
     """Run an ONNX file on the CPU over images (N, 3, S, S), an INT8 one as its CPU twin; returns the spec's outputs."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    graph: Any = cpu_twin(path.read_bytes()) if precision == "int8" else str(path)
-    # Fails over fp8 (seen with 1.32), see metro_edge.backends.onnxruntime.
-    without = ["ClipQuantRewrite"] if precision == "fp8" else []
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=without)
-    names = list(spec.outputs)
-    runs = (session.run(names, {INPUT_NAME: batch}) for batch in _batches(images, precision))
-    return Outputs.joined([Outputs(**dict(zip(names, values, strict=True))) for values in runs])
+    run = started(path, precision, outputs=spec.outputs)
+    batches = ({INPUT_NAME: batch} for batch in _batches(images, precision))
+    return Outputs.joined([Outputs(**dict(zip(spec.outputs, run(feeds), strict=True))) for feeds in batches])
 
 
 def fidelity(predicted: Outputs, reference: Outputs, spec: ModelSpec, tolerance_mm: float) -> Fidelity:

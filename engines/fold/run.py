@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import isnan, nan
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from metro_edge.template import BodyTemplate
 from training.model import Metro
 
 LIMIT = 1e-5  # largest change of an output, relative to its largest value, that summing in another order makes in FP32
+ROUNDINGS = 2.0  # two networks that compute the same differ by the rounding of both
 _IMAGES, _SEED = 2, 0  # random ones, that each fold is measured on
 
 
@@ -87,6 +90,8 @@ class FoldReport:
         macs_before, macs_after: multiply-adds for one image.
         difference: largest change of any output by all folds together, as in FoldResult.
         dtype: in which outputs were compared, such as `float32`.
+        rounding: how far the network that was trained is from itself in float64, as in FoldResult; measured only where
+            some difference is beyond LIMIT, which is then no more than ROUNDINGS times this.
     """
 
     results: tuple[FoldResult, ...]
@@ -94,15 +99,18 @@ class FoldReport:
     macs_after: int
     difference: float
     dtype: str
+    rounding: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a passport says of the folds."""
         results = [asdict(result) | {"difference": float(f"{result.difference:.2g}")} for result in self.results]
+        rounding = {} if self.rounding is None else {"rounding": float(f"{self.rounding:.2g}")}
         return {
             "folds": results,
             "macs_before": self.macs_before,
             "macs_after": self.macs_after,
             "difference": float(f"{self.difference:.2g}"),
+            **rounding,
             "compared": f"{_IMAGES} random images in {self.dtype}, largest change over largest value of an output",
         }
 
@@ -134,8 +142,8 @@ def fold(
         outputs: what the network returns, of KNOWN_OUTPUTS.
 
     Raises:
-        UserError: an unknown fold or output, a template without the regressor that an output needs, or a network in
-            training mode.
+        UserError: an unknown fold or output, a template without the regressor that an output needs, a network in
+            training mode, or a fold that changes an output by more than LIMIT and more than rounding explains.
     """
     chosen = list(FOLDS) if names is None else list(names)
     if unknown := [name for name in chosen if name not in FOLDS]:
@@ -148,6 +156,7 @@ def fold(
         shape = (_IMAGES, 3, network.image_size, network.image_size)
         images = torch.randn(shape, generator=generator).to(dtype)
         original = before = network(images)
+        limit = _Limit(model, template, images, original, tuple(network.outputs))
         cost = first_cost = macs(network, network.image_size)
         for step in tqdm([f for f in FOLDS.values() if f.name in chosen], desc="fold", leave=False):
             weights = count_weights(network)
@@ -155,16 +164,56 @@ def fold(
             after, cost_after = network(images), macs(network, network.image_size)
             saved = (cost - cost_after, weights - count_weights(network))
             results.append(FoldResult(step.name, *saved, relative_difference(before, after), note))
+            limit.check(f"the fold {step.name}", results[-1].difference)
             before, cost = after, cost_after
         readable(network)
     total = relative_difference(original, before)
-    return network, FoldReport(tuple(results), first_cost, cost, total, str(dtype).removeprefix("torch."))
+    limit.check("all folds together", total)
+    name = str(dtype).removeprefix("torch.")
+    return network, FoldReport(tuple(results), first_cost, cost, total, name, limit.rounding)
+
+
+class _Limit:
+    """How much a fold may change: LIMIT, or what rounding alone does to a network that magnifies it.
+
+    Attributes:
+        rounding: how far the trained network is from itself in float64; None until a difference asks for it.
+    """
+
+    def __init__(
+        self, model: Metro, template: BodyTemplate, images: Tensor, found: Sequence[Tensor], outputs: tuple[str, ...]
+    ) -> None:
+        self.model, self.template, self.images, self.found, self.outputs = model, template, images, found, outputs
+        self.rounding: float | None = None
+
+    def check(self, what: str, difference: float) -> None:
+        """Raise UserError for a difference that is too large, or outputs that are not finite."""
+        if difference <= LIMIT:
+            return
+        if self.rounding is None:
+            self.rounding = self._measured()
+        if isnan(self.rounding):
+            raise UserError("nothing was written: the network's outputs are not finite on random images")
+        if not difference <= ROUNDINGS * self.rounding:
+            raise UserError(
+                f"{what} changed an output by {difference:.1e} of its largest value, {LIMIT:.0e} is allowed and "
+                f"rounding alone makes {self.rounding:.1e} in this network: nothing was written. Folds are exact, so "
+                "this is a fault to report; --no-fold converts without them"
+            )
+
+    @torch.no_grad()
+    def _measured(self) -> float:
+        exact = InferenceNetwork(copy.deepcopy(self.model).double(), self.template, self.outputs)(self.images.double())
+        return relative_difference(exact, [values.double() for values in self.found])
 
 
 def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Return the largest |found - expected| over the largest |expected|, of the output where that is worst."""
+    """Return the largest |found - expected| over the largest |expected|, of the output where that is worst.
+
+    NaN where some output is not finite.
+    """
     ratios = [
         float((b - a).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny))
         for a, b in zip(expected, found, strict=True)
     ]
-    return max(ratios)
+    return nan if any(map(isnan, ratios)) else max(ratios)

@@ -76,8 +76,9 @@ class Magnitudes:
         # The many zeros behind a Relu lie on a level whatever the threshold is, and would drown all others.
         counts[0] = 0.0
         last = int(np.flatnonzero(self.counts)[-1])
-        kept = range(min(LEVELS, last), last + 1, _STEP)
-        return min(kept, key=lambda bin_: (_divergence(counts, bin_ + 1), -bin_), default=last)
+        # The largest value lies in the upper half of the bins, so there are more than LEVELS before it.
+        kept = (*range(LEVELS, last, _STEP), last)
+        return min(kept, key=lambda bin_: (_divergence(counts, bin_ + 1), -bin_))
 
     def _squared_error(self, middles: NDArray, threshold: float) -> float:
         step = threshold / LEVELS
@@ -135,7 +136,8 @@ def calibrate(
         count += len(images)
         for name in inputs:
             found[name].add(images)
-        for name, values in zip(inner, session.run(inner, {INPUT_NAME: images}), strict=True):
+        # Asked for no output, ONNX Runtime refuses to run.
+        for name, values in zip(inner, session.run(inner, {INPUT_NAME: images}) if inner else [], strict=True):
             found[name].add(values)
     if not count:
         raise UserError("there is no image to calibrate on")

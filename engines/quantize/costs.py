@@ -25,7 +25,8 @@ class Costs:
         units: layer -> {(precision, PLAIN or that precision): ms}; the second is the type of what the unit makes. It
             can stay quantised where all its readers take it so.
         quantise: activation -> {int8 or fp8: ms} of quantising it where its maker does not.
-        cast: activation -> ms of turning it from float32 to float16 or back.
+        cast: activation -> ms of turning it from float32 to float16 or back, once for all readers; what a float16
+            layer makes becomes float32 before it is quantised.
         base: ms of everything else.
         rest: type of what belongs to no unit, fp32 or fp16; also of what a quantised unit makes as float.
     """
@@ -62,12 +63,13 @@ class Costs:
         after = precision if precision in QUANTISED and kinds == {precision} else PLAIN
         total = 0.0 if maker is None else self.units[maker][precision, after]
         made = rest if precision in QUANTISED else precision
+        types = {kind for kind in kinds if kind not in QUANTISED and after == PLAIN}
         for kind in kinds:
-            if kind in QUANTISED:
-                total += 0.0 if kind == after else self.quantise[name][kind]
-            elif after == PLAIN and kind != made:
-                total += self.cast.get(name, 0.0)
-        return total
+            if kind in QUANTISED and kind != after:
+                total += self.quantise[name][kind]
+                if precision == "fp16" and maker is not None:
+                    types.add("fp32")  # which is all that Q takes
+        return total + len(types - {made}) * self.cast.get(name, 0.0)
 
     def table(self, precisions: Sequence[str]) -> CostTable:
         """Return the same as a table, for choices among some precisions."""

@@ -15,7 +15,11 @@ MIN_WIDTH = 128  # of a linear layer, below which INT8 saves nothing worth its e
 FLOAT_CONVOLUTIONS = 5  # the first ones, by default: few channels carry the whole picture there
 ROLES = ("stem", "convolution", "depthwise", "residual", "linear", "narrow", "direct", "attention")
 # Operators that are not linear in their input: what lies before one does not reach an output linearly.
-_NOT_LINEAR = ("LayerNormalization", "Softmax", "Gelu", "Erf", "Relu", "Clip", "Sigmoid", "HardSwish", "Conv")
+_NOT_LINEAR = (
+    "LayerNormalization", "Softmax", "Conv", "Gelu", "Erf", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "Mish",
+    "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Softplus", "Softsign", "Clip", "Abs", "Exp", "Log", "Pow",
+    "Sqrt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,26 +180,50 @@ def session(graph: onnx.ModelProto, threads: int | None = None) -> Callable[[Map
 
     Raises UserError when ONNX Runtime cannot load the graph.
     """
+    kinds = {"int8": onnx.TensorProto.INT8, "fp8": onnx.TensorProto.FLOAT8E4M3FN}
+    kind = next((name for name, number in kinds.items() if quantises(graph, number)), "fp32")
+    return started(graph.SerializeToString(), kind, threads)
+
+
+def started(
+    graph: bytes | Path, precision: str, threads: int | None = None, outputs: Sequence[str] | None = None
+) -> Callable[[Mapping[str, NDArray]], list[NDArray]]:
+    """Return a function that runs an ONNX file, or its content, as `session` does.
+
+    Args:
+        graph: file or content.
+        precision: whether it quantises: int8, fp8, or any other word.
+        threads: None leaves them to ONNX Runtime.
+        outputs: names of what is returned, in this order; None takes the graph's.
+
+    Raises UserError when ONNX Runtime cannot load the graph.
+    """
     import onnxruntime as ort
 
     from metro_edge.backends.cpu_twin import cpu_twin
-    from metro_edge.backends.onnxruntime import products_saturate
+    from metro_edge.backends.onnxruntime import left_out, products_saturate
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     options.use_deterministic_compute = True
-    if quantises(graph) and products_saturate():
+    int8 = precision == "int8"
+    if int8 and products_saturate():
         options.add_session_config_entry("session.x64quantprecision", "1")  # as the backend does
-    data = graph.SerializeToString()
+    data: Any = str(graph) if isinstance(graph, Path) else graph  # a file is not held twice
+    if int8:
+        data = cpu_twin(graph.read_bytes() if isinstance(graph, Path) else graph)
     try:
         made: Any = ort.InferenceSession(
-            cpu_twin(data) if quantises(graph) else data, options, providers=["CPUExecutionProvider"]
+            data,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=left_out(fp8=precision == "fp8", floats=False),
         )
     except Exception as error:  # its exceptions have no common base but Exception
         raise UserError(f"ONNX Runtime cannot load the graph: {str(error).strip().splitlines()[0]}") from None
     needed = [value.name for value in made.get_inputs()]
-    return lambda feeds: made.run(None, {name: feeds[name] for name in needed})
+    return lambda feeds: made.run(outputs, {name: feeds[name] for name in needed})
 
 
 def quantises(graph: onnx.ModelProto, kind: int = onnx.TensorProto.INT8) -> bool:

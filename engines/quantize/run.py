@@ -96,7 +96,7 @@ def quantize(
     _check(result, settings, report)
     precision = written_as(result.layers)
     images, truth = run.all_samples()
-    about = {key: result.report[key] for key in ("settings", "calibration", "speed", "best")}
+    about = {key: result.report[key] for key in ("settings", "samples", "calibration", "speed", "best")}
     data = f"{run.samples.search.data}; {run.samples.proof.data}"
     result.bundle = write_result(run.bundle, output, run.graph(result.layers), precision, images, truth, data, about)
     say(f"wrote {output}: {precision} is the mix")
@@ -323,10 +323,10 @@ class _Run:
             "settings": self.settings.to_dict(),
             "metric": self.metric,
             "samples": {
-                "search": {"data": self.samples.search.data, "count": self.judge.count, "fp32": self.judge.fp32_mm},
-                "proof": {
-                    "data": self.samples.proof.data, "count": self.proof_judge.count, "fp32": self.proof_judge.fp32_mm,
-                },
+                name: {"data": images.data, "count": judge.count, "fp32": judge.fp32_mm, **images.about}
+                for name, images, judge in (
+                    ("search", self.samples.search, self.judge), ("proof", self.samples.proof, self.proof_judge),
+                )
             },
             "calibration": self.calibrated.about,
             "speed": {"label": self.speed.label, "predicted": self.speed.predicted, **self.speed.about},

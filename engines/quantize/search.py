@@ -8,9 +8,9 @@ What an item costs by itself is only a guide, as losses do not add up: every mix
    These mixes are measured by bisection around the budget, and a few others for the picture.
 3. From the best that keeps the budget, changes that gain time are taken in, in order of gain per mm, half of what is
    left at a time; from one that just misses it, the dearest items are given up.
-4. The fastest few are timed together with every uniform mix that keeps the budget. Of the fastest that is not FP32,
-   and of the one that was expected to be, blocks that gain nothing when the whole is timed are given up. The fastest
-   one is the result.
+4. The fastest few are timed together with every uniform or given mix that keeps the budget. Of the fastest that is not
+   FP32, and of the one that was expected to be, blocks that gain nothing when the whole is timed are given up. The
+   fastest one is the result.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def search(
         budget_mm: largest loss that is accepted, at least 0.
         starts: further mixes to measure and start from, by name.
         evaluations: how many mixes are measured for their loss at most; uniform and started ones always are.
-        timed: how many mixes are timed besides the uniform ones.
+        timed: how many mixes are timed besides the uniform ones and the starts.
         seed: of the order in which changes of equal worth are tried.
 
     Returns:
@@ -149,7 +149,7 @@ class _Search:
             self.measure(choice, name)
         self.along_prices()
         self.refine()
-        return self.time(list(uniform.values()))
+        return self.time([*uniform.values(), *starts.values()])
 
     # What is known of a mix
 
@@ -316,9 +316,9 @@ class _Search:
 
     # 4. Time
 
-    def time(self, uniform: Sequence[Choice]) -> Found:
+    def time(self, always: Sequence[Choice]) -> Found:
         within = sorted(filter(self.keeps, self.trials.values()), key=lambda t: (t.estimate_ms, t.lost_mm))
-        chosen = [t.choice for t in within[: self.timed]] + [t.choice for t in within if t.choice in uniform]
+        chosen = [t.choice for t in within[: self.timed]] + [t.choice for t in within if t.choice in always]
         self.compare(list(dict.fromkeys(chosen)))
         lower = [t for t in self.trials.values() if t.ms is not None and set(t.choice) != {REFERENCE}]
         if lower:

@@ -45,7 +45,8 @@ def write_result(
         precision: that the graph is the bundle's of.
         images, truth: samples to measure on: (N, 3, S, S), and true meshes (N, V, 3) in metres or None.
         data: what they are.
-        quantization: for the passport, under that key; its `calibration` says how ranges were found.
+        quantization: for the passport, under that key and the precision's; its `calibration` says how ranges were
+            found.
 
     Raises UserError for a place that cannot be written; nothing is changed then.
     """
@@ -65,8 +66,16 @@ def write_result(
         passport[section] = {"data": data, "samples": len(images), **figures}
         if precision == "int8":  # what the passport says of INT8's ranges was of the older graph
             passport["calibration"] = {k: v for k, v in quantization["calibration"].items() if k != "compared"}
-        passport["quantization"] = {"precision": precision, **quantization}
+        passport["quantization"] = {**_kept(bundle, precision), precision: dict(quantization)}
         return write_bundle(output, bundle.spec, bundle.template, files, passport)
+
+
+def _kept(bundle: Bundle, precision: str) -> dict[str, Any]:
+    """Return what the passport says of the searches for the other precisions that stay in the bundle."""
+    older = bundle.passport.get("quantization")
+    if not isinstance(older, dict):
+        return {}
+    return {kind: about for kind, about in older.items() if kind in bundle.precisions and kind != precision}
 
 
 def _figures(

@@ -29,6 +29,16 @@ _SLOWER_OPTIMIZERS = ("SkipLayerNormFusion",)
 _NO_FP8_OPTIMIZERS = ("ClipQuantRewrite",)
 
 
+def left_out(fp8: bool, floats: bool = True) -> list[str]:
+    """Return the names of ONNX Runtime's rewritings that a session does without.
+
+    Args:
+        fp8: the graph quantises to FP8.
+        floats: leave out what makes floats slower too.
+    """
+    return [*(_SLOWER_OPTIMIZERS if floats else ()), *(_NO_FP8_OPTIMIZERS if fp8 else ())]
+
+
 class OnnxRuntimeSession(Session):
     """A bundle's network on ONNX Runtime.
 
@@ -69,7 +79,7 @@ class OnnxRuntimeSession(Session):
             graph = cpu_twin(graph) if precision == "int8" else rewrite(graph, FLOAT_REWRITINGS, f"the {name}")
         options = _options(threads, cores, exact_products=precision == "int8" and provider == CPU)
         try:
-            without = [*_SLOWER_OPTIMIZERS, *(_NO_FP8_OPTIMIZERS if precision == "fp8" else ())]
+            without = left_out(fp8=precision == "fp8")
             session = ort.InferenceSession(graph, options, providers=[provider], disabled_optimizers=without)
         except Exception as error:  # its exceptions have no common base but Exception
             raise BundleError(f"ONNX Runtime cannot load the {name}: {_reason(error)}") from None

@@ -154,6 +154,17 @@ def test_people_that_the_network_has_seen_are_refused(part: str, key: str, setti
     check_held_out(bundle, settings.seed)
 
 
+@pytest.mark.parametrize("kind", ["search", "proof"])
+def test_people_that_a_mix_was_chosen_on_are_refused(kind: str, settings: Settings, bundle: Bundle) -> None:
+    about = {"int8": {"samples": {kind: {"seed": settings.seed, "count": 8}}, "calibration": {"seed": 5}}, "fp16": "?"}
+    seen = dataclasses.replace(bundle, passport={**bundle.passport, "quantization": about})
+    with pytest.raises(UserError, match="people of seed 3 served the search of precisions of this bundle"):
+        load_material(settings, seen)
+    with pytest.raises(UserError, match="people of seed 5 served the calibration of this bundle"):
+        check_held_out(seen, 5)
+    check_held_out(seen, settings.seed + 1)
+
+
 def test_the_command_gives_the_run_again(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(tmp_path) not in settings.command
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,18 +86,18 @@ def test_the_passport_and_the_command_tell_of_the_folds(converted, tmp_path, cap
     assert "warning" not in printed and " nodes, " in printed
 
 
-def test_a_fold_that_changes_the_network_is_pointed_out(converted, tmp_path, monkeypatch):
+def test_a_fold_that_changes_the_network_is_refused(converted, tmp_path, monkeypatch, capsys):
     def wrong(network):
         layer = network.encoders[0].layers[0]
-        layer.ffn_output = Affine(1.5 * Affine.of(layer.ffn_output).weight)
+        layer.ffn_output = Affine(1.001 * Affine.of(layer.ffn_output).weight, layer.ffn_output.bias)
         return ""
 
     monkeypatch.setitem(FOLDS, "qkv", Fold("qkv", "", wrong))
-    settings = Settings(precisions=("fp32",), verify_samples=8, data=converted.data)
-    lines: list[str] = []
-    with pytest.raises(UserError, match="fp32 was refused, nothing was written"):
-        convert(converted.checkpoint, tmp_path / "b", settings, say=lines.append)
-    assert any(line.startswith("warning: qkv changed an output by ") for line in lines)
+    assert main(arguments(converted, tmp_path / "b", "--precision", "fp32")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    found = re.match(r"error: the fold qkv changed an output by (\S+) of its largest value, 1e-05 is allowed", error)
+    assert found and 1e-5 < float(found[1]) < 1e-2 and "--no-fold" in error
+    assert os.listdir(tmp_path) == []
 
 
 def test_help_needs_no_torch():

@@ -14,7 +14,7 @@ from torch import nn
 
 from engines.cost import total_macs
 from engines.export import export_onnx
-from engines.fold import FOLDS, InferenceNetwork, fold
+from engines.fold import FOLDS, LIMIT, Fold, InferenceNetwork, fold
 from engines.fold.meshes import cheapest_groups
 from engines.fold.network import Affine, AffineUpsampling, Layer
 from engines.fold.run import relative_difference
@@ -150,6 +150,48 @@ def test_single_precision_stays_within_the_limit(kind):
     _, report = fold(single, template, outputs=KNOWN_OUTPUTS)
     assert report.dtype == "float32" and 0 < report.difference < 1e-5
     assert all(result.difference < 1e-5 for result in report.results)
+
+
+def magnifying() -> Metro:
+    """A network in float32 in which LayerNorm takes a large common bias away, and leaves what it cost in rounding."""
+    model, _ = trained("edge")
+    single = Metro.from_state_dict(model.config, {k: v.float() for k, v in _floats(model)}).eval()
+    with torch.no_grad():
+        single.encoders[-1].layers[-1].attention_output.bias.add_(3000.0)
+    return single
+
+
+def test_rounding_that_a_network_magnifies_is_no_fault_of_a_fold():
+    _, report = fold(magnifying(), anny(), ["attention_bias", "camera"])
+    worst = max(report.difference, *(result.difference for result in report.results))
+    assert report.rounding is not None and LIMIT < worst <= 2 * report.rounding
+    assert report.to_dict()["rounding"] == pytest.approx(report.rounding, rel=0.05)
+    assert fold(magnifying().double(), anny(), ["attention_bias", "camera"])[1].difference < 1e-10
+
+
+@pytest.mark.parametrize("by", [1e-3, float("nan")])
+def test_a_fold_that_changes_more_is_refused(monkeypatch, by):
+    right = FOLDS["camera"].apply
+
+    def wrong(network):
+        note = right(network)
+        network.camera.bias = nn.Parameter(network.camera.bias + by, requires_grad=False)
+        return note
+
+    monkeypatch.setitem(FOLDS, "camera", Fold("camera", "", wrong))
+    model, template = trained("edge")
+    single = Metro.from_state_dict(model.config, {k: v.float() for k, v in _floats(model)}).eval()
+    for network in (single, model):  # in float64 too
+        with pytest.raises(UserError, match=r"the fold camera changed an output by .*, 1e-05 is allowed"):
+            fold(network, template, ["camera"])
+
+
+def test_a_network_whose_outputs_are_not_finite_is_no_fold_to_blame():
+    model = magnifying()
+    with torch.no_grad():
+        model.camera_head.output.bias.fill_(float("inf"))
+    with pytest.raises(UserError, match="outputs are not finite on random images"):
+        fold(model, anny())
 
 
 def test_the_trained_network_is_left_alone():

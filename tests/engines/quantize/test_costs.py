@@ -44,7 +44,8 @@ def chain() -> Costs:
         ("fp32 int8 int8", 1 + 10 + 4 + 4 + 0.5),  # quantised once for both
         ("fp16 fp32 fp32", 1 + 6 + 20 + 0.25 + 0.25),  # casts of the picture and of x
         ("fp16 fp16 fp32", 1 + 12 + 10 + 0.25 + 0.25 + 0.25),  # ... of picture, x for c, y
-        ("fp16 int8 int8", 1 + 6 + 4 + 4 + 0.25 + 0.5),  # Q takes float16 as it is
+        ("fp16 int8 int8", 1 + 6 + 4 + 4 + 0.25 + 0.25 + 0.5),  # casts of the picture and, before Q, of x
+        ("fp16 int8 fp32", 1 + 6 + 4 + 10 + 0.25 + 0.25 + 0.5),  # one cast of x for Q and for c
         ("int8 fp16 fp32", 1 + 4 + 6 + 10 + 0.5 + 0.25 + 0.25),
     ],
 )

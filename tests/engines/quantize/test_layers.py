@@ -169,6 +169,15 @@ def test_multiply_adds(made, shapes, macs):
     assert node_macs(made, shapes) == macs
 
 
+@pytest.mark.parametrize("operator", ["Tanh", "Exp", "Softplus", "LeakyRelu", "Elu", "Sigmoid", "Sqrt", "Gelu"])
+def test_what_is_not_linear_ends_the_way_to_an_output(operator):
+    weights = {"w": normal(0, 16, 16), "v": normal(1, 16, 16)}
+    nodes = [node("MatMul", "images w", "a"), node(operator, "a", "b"), node("MatMul", "b v", "y")]
+    assert linear_to_output(graph(nodes, ("n", 6, 16), weights)) == {"y"}
+    nodes[1] = node("Identity", "a", "b")
+    assert linear_to_output(graph(nodes, ("n", 6, 16), weights)) == {"a", "b", "y"}
+
+
 def test_what_reaches_an_output_linearly():
     model = network()
     assert linear_to_output(model) == {"y", "coordinates"}

@@ -49,7 +49,7 @@ def report_of(folder: Path) -> dict:
 def test_bundle_holds_the_chosen_graph(converted, predicted):
     bundle, report = Bundle.load(predicted / "out"), report_of(predicted)
     layers = report["best"]["layers"]
-    written = bundle.passport["quantization"]["precision"]
+    (written,) = bundle.passport["quantization"]
     assert written == ("int8" if "int8" in layers.values() else "fp16")
     graph = onnx.load_from_string(bundle.onnx_bytes(written))
     nodes = {node.name: node for node in graph.graph.node}
@@ -65,7 +65,8 @@ def test_bundle_holds_the_chosen_graph(converted, predicted):
 
 def test_passport_says_how_it_was_chosen_and_what_it_loses(predicted):
     passport, report = Bundle.load(predicted / "out").passport, report_of(predicted)
-    about = passport["quantization"]
+    ((precision, about),) = passport["quantization"].items()
+    assert about["samples"] == report["samples"] and about["samples"]["search"]["seed"] == 4
     assert about["best"] == report["best"] and about["settings"]["max_loss_mm"] == 50.0
     assert about["calibration"]["method"] == "mse" and len(about["calibration"]["images_sha256"]) == 64
     assert about["speed"]["device"] == "orin-nano" and about["speed"]["predicted"]
@@ -75,7 +76,7 @@ def test_passport_says_how_it_was_chosen_and_what_it_loses(predicted):
     assert passport["accuracy"]["samples"] == 16 and rows["fp32"]["moved_mm"] == 0.0
     # Half of the samples are the proof's, half the search's.
     both = (about["best"]["lost"]["moved_mm"] + proof["moved_mm"]) / 2
-    assert rows[about["precision"]]["moved_mm"] == pytest.approx(both, rel=1e-3)
+    assert rows[precision]["moved_mm"] == pytest.approx(both, rel=1e-3)
 
 
 def test_report(predicted):
@@ -154,7 +155,8 @@ def test_measured_on_this_machine(converted, tmp_path, capsys):
     assert {"all fp32"} <= {t["origin"] for t in timed} and len(timed) >= 2
     if code == 0:
         assert report["best"]["ms"] < report["best"]["fp32_ms"]
-        assert Bundle.load(copy).passport["quantization"]["best"] == report["best"]
+        (about,) = Bundle.load(copy).passport["quantization"].values()
+        assert about["best"] == report["best"]
     else:
         assert code == 2 and "nothing is faster than fp32 within 100 mm" in capsys.readouterr().err
         assert "quantization" not in Bundle.load(copy).passport
@@ -198,7 +200,8 @@ def test_distance_as_the_metric_without_truth(converted, tmp_path, capsys):
     )
     bundle = Bundle.load(tmp_path / "out")
     assert "accuracy" not in bundle.passport and "moved_mm" in bundle.passport["verification"]["precisions"]["fp32"]
-    best = bundle.passport["quantization"]["best"]
+    (about,) = bundle.passport["quantization"].values()
+    best = about["best"]
     assert best["lost"]["mpjpe_mm"] is None and 0 < best["proof"]["moved_mm"] <= 50.0
 
 

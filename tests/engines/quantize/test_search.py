@@ -173,6 +173,16 @@ def test_what_a_search_starts_from_is_measured():
     assert [t.choice for t in found.trials if t.origin == "mine"] == [start]
 
 
+def test_what_a_search_starts_from_is_timed_however_slow_it_is_expected_to_be():
+    problem = made(5, 12)
+    start: Choice = ("fp16", *[REFERENCE] * 11)
+    found = search(problem, 100.0, {"mine": start})
+    (mine,) = (t for t in found.trials if t.choice == start)
+    assert sum(t.estimate_ms < mine.estimate_ms for t in found.trials) >= 6 and mine.ms is not None
+    over = search(problem, 1e-9, {"mine": start})  # but not beyond the budget
+    assert all(t.ms is None for t in over.trials if t.choice == start)
+
+
 def test_budget_of_nothing_gives_fp32_where_everything_costs():
     found = search(made(7, 10), 0.0)
     assert set(found.best.choice) == {REFERENCE} and found.best.lost_mm == 0.0

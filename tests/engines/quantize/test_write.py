@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -41,8 +42,21 @@ def test_only_its_precision_is_new(network, tmp_path, precision):
     assert {key: value for key, value in after.items() if key not in changed} == {
         key: value for key, value in before.items() if key not in changed
     }
-    assert after["quantization"] == {"precision": precision, **ABOUT}
+    assert after["quantization"] == {precision: ABOUT}
     assert after["calibration"] == (CALIBRATION if precision == "int8" else before["calibration"])
+
+
+def test_searches_for_other_precisions_stay_in_the_passport(network, tmp_path):
+    first, _ = written(network, tmp_path / "a", "fp8")
+    graph = mixed(network.model, network.all("int8"), network.thresholds)
+    images, truth, other = network.images[:4], network.truth[:4], ABOUT | {"best": {"ms": 2.0}}
+    for _ in range(2):  # the second takes the place of the first
+        second = write_result(first, tmp_path / "b", graph, "int8", images, truth, "some samples", other)
+        assert second.passport["quantization"] == {"fp8": ABOUT, "int8": other}
+        first, other = second, ABOUT | {"best": {"ms": 3.0}}
+    damaged = replace(first, passport={**first.passport, "quantization": "?"})
+    third = write_result(damaged, tmp_path / "c", graph, "int8", images, truth, "some samples", ABOUT)
+    assert third.passport["quantization"] == {"int8": ABOUT}
 
 
 def test_figures_of_all_precisions_are_measured_on_the_same_samples(network, tmp_path):
