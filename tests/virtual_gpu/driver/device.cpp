@@ -10,7 +10,7 @@ using namespace virtual_gpu;
 
 namespace virtual_gpu {
 
-std::recursive_mutex lock;
+std::mutex lock;
 std::map<std::string, long> counts;
 thread_local std::vector<Context *> contexts;
 CUresult broken = CUDA_SUCCESS;
@@ -53,6 +53,10 @@ Call::Call(const char *function, bool needs_context) : hold(lock), result(CUDA_S
   std::string name = plain_name(function);
   result = injected(name, ++counts[name]);
   if (result != CUDA_SUCCESS) return;
+  if (in_host_function) {
+    result = refuse(CUDA_ERROR_NOT_PERMITTED, "%s called by a host function", function);
+    return;
+  }
   if (!initialised && name != "cuInit" && name != "cuDriverGetVersion") result = CUDA_ERROR_NOT_INITIALIZED;
   else if (needs_context && contexts.empty()) result = CUDA_ERROR_INVALID_CONTEXT;
   else if (needs_context) result = broken;
@@ -143,6 +147,7 @@ DRIVER cuCtxCreate_v4(CUcontext *context, CUctxCreateParams *, unsigned, CUdevic
 DRIVER cuCtxDestroy_v2(CUcontext context) {
   ENTER(false);
   finish_all((Context *)context);
+  for (Stream *stream : ((Context *)context)->streams) streams.erase(stream);
   if (!contexts.empty() && contexts.back() == (Context *)context) contexts.pop_back();
   return CUDA_SUCCESS;
 }
@@ -178,6 +183,7 @@ DRIVER cuCtxGetDevice(CUdevice *device) { ENTER(true); *device = 0; return CUDA_
 DRIVER cuCtxGetApiVersion(CUcontext, unsigned *version) { ENTER(false); *version = 3020; return CUDA_SUCCESS; }
 DRIVER cuCtxSynchronize(void) {
   ENTER(true);
+  if (CUresult forbidden = forbidden_to_wait_for_all(__func__, contexts.back())) return forbidden;
   finish_all(contexts.back());
   return check_guards();
 }
@@ -188,7 +194,11 @@ DRIVER cuGetErrorName(CUresult result, const char **name) {
       {3, "CUDA_ERROR_NOT_INITIALIZED"}, {101, "CUDA_ERROR_INVALID_DEVICE"}, {200, "CUDA_ERROR_INVALID_IMAGE"},
       {201, "CUDA_ERROR_INVALID_CONTEXT"}, {209, "CUDA_ERROR_NO_BINARY_FOR_GPU"}, {218, "CUDA_ERROR_INVALID_PTX"},
       {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"}, {400, "CUDA_ERROR_INVALID_HANDLE"}, {500, "CUDA_ERROR_NOT_FOUND"},
-      {600, "CUDA_ERROR_NOT_READY"}, {700, "CUDA_ERROR_ILLEGAL_ADDRESS"}, {801, "CUDA_ERROR_NOT_SUPPORTED"}};
+      {401, "CUDA_ERROR_ILLEGAL_STATE"}, {600, "CUDA_ERROR_NOT_READY"}, {700, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+      {800, "CUDA_ERROR_NOT_PERMITTED"}, {801, "CUDA_ERROR_NOT_SUPPORTED"},
+      {900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"}, {901, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"},
+      {905, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"}, {906, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT"},
+      {908, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD"}};
   auto found = known.find(result);
   *name = found == known.end() ? "CUDA_ERROR_UNKNOWN" : found->second;
   return CUDA_SUCCESS;
@@ -197,14 +207,14 @@ DRIVER cuGetErrorString(CUresult result, const char **text) { return cuGetErrorN
 
 // A function of the real driver that the stand-in lacks was called.
 extern "C" int missing(const char *name) {
-  std::lock_guard<std::recursive_mutex> hold(lock);
+  std::lock_guard<std::mutex> hold(lock);
   ++counts[std::string("missing ") + name];
   return refuse(CUDA_ERROR_NOT_SUPPORTED, "%s is not part of the stand-in", name);
 }
 
 // For tests: how often a driver function or "kernel NAME" was called, "bytes in use" or "allocations".
 extern "C" __attribute__((visibility("default"))) long virtual_gpu_count(const char *name) {
-  std::lock_guard<std::recursive_mutex> hold(lock);
+  std::lock_guard<std::mutex> hold(lock);
   if (!strcmp(name, "bytes in use")) return (long)bytes_in_use;
   if (!strcmp(name, "allocations")) return (long)allocations.size();
   return counts.count(name) ? counts[name] : 0;

@@ -37,7 +37,7 @@ static CUresult allocate(size_t bytes, Memory kind, uintptr_t *pointer) {
     __asan_poison_memory_region(start + GUARD + bytes, after);
   }
   *pointer = (uintptr_t)start + GUARD;
-  allocations[*pointer] = {bytes, kind};
+  allocations[*pointer] = {bytes, kind, contexts.back()};
   if (kind == Memory::device) bytes_in_use += bytes;
   return CUDA_SUCCESS;
 }
@@ -98,13 +98,23 @@ struct End {
   bool locked(size_t width, size_t rows) const { return !host || page_locked(start, pitch * (rows - 1) + width); }
 };
 
-static CUresult copy(End to, End from, size_t width, size_t rows, bool async, CUstream on) {
-  if (!width || !rows) return CUDA_SUCCESS;
-  if (to.pitch < width || from.pitch < width) return refuse(CUDA_ERROR_INVALID_VALUE, "a copy's pitch is below its width");
-  if (!to.valid(width, rows)) return refuse(CUDA_ERROR_INVALID_VALUE, "copy to what is not device memory");
-  if (!from.valid(width, rows)) return refuse(CUDA_ERROR_INVALID_VALUE, "copy from what is not device memory");
-  Stream *stream = async ? stream_of(on) : &contexts.back()->legacy;
-  if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+struct Copy {
+  End to, from;
+  size_t width, rows;
+
+  CUresult check() const {
+    if (to.pitch < width || from.pitch < width)
+      return refuse(CUDA_ERROR_INVALID_VALUE, "a copy's pitch is below its width");
+    if (!to.valid(width, rows)) return refuse(CUDA_ERROR_INVALID_VALUE, "copy to what is not device memory");
+    if (!from.valid(width, rows)) return refuse(CUDA_ERROR_INVALID_VALUE, "copy from what is not device memory");
+    return CUDA_SUCCESS;
+  }
+  bool locked() const { return to.locked(width, rows) && from.locked(width, rows); }
+};
+
+static void run_copy(Copy one, bool async, Stream *stream) {
+  End &to = one.to, &from = one.from;
+  size_t width = one.width, rows = one.rows;
   counts[to.host ? "bytes to host" : from.host ? "bytes to device" : "bytes within device"] += (long)(width * rows);
   bool wait = !async || !to.locked(width, rows);
   std::vector<char> staged;  // memory that is not page-locked is read at the call
@@ -118,16 +128,37 @@ static CUresult copy(End to, End from, size_t width, size_t rows, bool async, CU
     for (size_t row = 0; row < rows; ++row) memmove(to.start + row * to.pitch, source + row * from.pitch, width);
   });
   if (wait) finish(stream, stream->given);
-  return CUDA_SUCCESS;
+}
+
+static CUresult copy(End to, End from, size_t width, size_t rows, bool async, CUstream on) {
+  if (!async)
+    if (CUresult forbidden = forbidden_by_capture("a copy that waits")) return forbidden;
+  if (!width || !rows) return CUDA_SUCCESS;
+  Copy one{to, from, width, rows};
+  if (CUresult result = one.check()) return result;
+  Stream *stream = nullptr;
+  if (CUresult result = target_of(async ? on : nullptr, &stream)) return result;
+  if (stream->capture && !one.locked())  // a graph would read or write it later, when it may be gone
+    return invalidate(stream, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a copy of memory that is not page-locked");
+  return submit(stream, {CU_GRAPH_NODE_TYPE_MEMCPY, [=](Stream *chosen) {
+    CUresult result = one.check();
+    if (result == CUDA_SUCCESS) run_copy(one, async, chosen);
+    return result;
+  }, {}});
 }
 
 template <class T> CUresult fill(CUdeviceptr pointer, T value, size_t count, bool async, CUstream on) {
-  if (!on_device(pointer, count * sizeof(T))) return refuse(CUDA_ERROR_INVALID_VALUE, "fill of what is not device memory");
-  Stream *stream = async ? stream_of(on) : &contexts.back()->legacy;
-  if (!stream) return CUDA_ERROR_INVALID_HANDLE;
-  give(stream, [=] { std::fill_n((T *)pointer, count, value); });
-  if (!async) finish(stream, stream->given);
-  return CUDA_SUCCESS;
+  if (!async)
+    if (CUresult forbidden = forbidden_by_capture("a fill that waits")) return forbidden;
+  Stream *stream = nullptr;
+  if (CUresult result = target_of(async ? on : nullptr, &stream)) return result;
+  return submit(stream, {CU_GRAPH_NODE_TYPE_MEMSET, [=](Stream *chosen) {
+    if (!on_device(pointer, count * sizeof(T)))
+      return refuse(CUDA_ERROR_INVALID_VALUE, "fill of what is not device memory");
+    give(chosen, [=] { std::fill_n((T *)pointer, count, value); });
+    if (!async) finish(chosen, chosen->given);
+    return CUDA_SUCCESS;
+  }, {}});
 }
 
 static CUresult copy_rectangle(const CUDA_MEMCPY2D *c, bool async, CUstream on) {
@@ -148,14 +179,14 @@ static End host(const void *pointer, size_t bytes) { return {(char *)pointer, by
 }  // namespace virtual_gpu
 
 DRIVER cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes) {
-  ENTER(true);
+  ENTER_UNSAFE();
   uintptr_t made = 0;
   CUresult result = allocate(bytes, Memory::device, &made);
   *pointer = made;
   return result;
 }
 DRIVER cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size_t width, size_t rows, unsigned) {
-  ENTER(true);
+  ENTER_UNSAFE();
   *pitch = padded(width);
   uintptr_t made = 0;
   CUresult result = allocate(*pitch * rows, Memory::device, &made);
@@ -163,7 +194,7 @@ DRIVER cuMemAllocPitch_v2(CUdeviceptr *pointer, size_t *pitch, size_t width, siz
   return result;
 }
 DRIVER cuMemFree_v2(CUdeviceptr pointer) {
-  ENTER(true);
+  ENTER_UNSAFE();
   finish_all(contexts.back());
   return release(pointer, Memory::device);
 }
@@ -174,25 +205,25 @@ DRIVER cuMemGetInfo_v2(size_t *unused, size_t *all) {
   return CUDA_SUCCESS;
 }
 DRIVER cuMemHostAlloc(void **pointer, size_t bytes, unsigned) {
-  ENTER(true);
+  ENTER_UNSAFE();
   return allocate(bytes, Memory::pinned, (uintptr_t *)pointer);
 }
 DRIVER cuMemAllocHost_v2(void **pointer, size_t bytes) {
-  ENTER(true);
+  ENTER_UNSAFE();
   return allocate(bytes, Memory::pinned, (uintptr_t *)pointer);
 }
 DRIVER cuMemFreeHost(void *pointer) {
-  ENTER(true);
+  ENTER_UNSAFE();
   finish_all(contexts.back());
   return release((uintptr_t)pointer, Memory::pinned);
 }
 DRIVER cuMemHostRegister_v2(void *pointer, size_t bytes, unsigned) {
-  ENTER(true);
-  allocations[(uintptr_t)pointer] = {bytes, Memory::registered};
+  ENTER_UNSAFE();
+  allocations[(uintptr_t)pointer] = {bytes, Memory::registered, contexts.back()};
   return CUDA_SUCCESS;
 }
 DRIVER cuMemHostUnregister(void *pointer) {
-  ENTER(true);
+  ENTER_UNSAFE();
   return allocations.erase((uintptr_t)pointer) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 DRIVER cuMemHostGetDevicePointer_v2(CUdeviceptr *pointer, void *host_pointer, unsigned) {
@@ -233,3 +264,27 @@ DRIVER cuMemsetD8_v2(CUdeviceptr p, unsigned char v, size_t n) { ENTER(true); re
 DRIVER cuMemsetD32_v2(CUdeviceptr p, unsigned v, size_t n) { ENTER(true); return fill(p, v, n, false, nullptr); }
 DRIVER cuMemsetD8Async(CUdeviceptr p, unsigned char v, size_t n, CUstream s) { ENTER(true); return fill(p, v, n, true, s); }
 DRIVER cuMemsetD32Async(CUdeviceptr p, unsigned v, size_t n, CUstream s) { ENTER(true); return fill(p, v, n, true, s); }
+
+DRIVER cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdeviceptr pointer) {
+  ENTER(true);
+  auto after = allocations.upper_bound(pointer);
+  if (!allocation_of(pointer, 1)) return CUDA_ERROR_INVALID_VALUE;
+  const auto &[start, found] = *std::prev(after);
+  bool on_host = found.kind != Memory::device;
+  switch ((int)attribute) {
+    case CU_POINTER_ATTRIBUTE_CONTEXT: *(CUcontext *)data = (CUcontext)found.context; break;
+    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+      *(unsigned *)data = on_host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
+      break;
+    case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: *(CUdeviceptr *)data = pointer; break;
+    case CU_POINTER_ATTRIBUTE_HOST_POINTER:
+      if (!on_host) return CUDA_ERROR_INVALID_VALUE;
+      *(void **)data = (void *)pointer;
+      break;
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int *)data = 0; break;
+    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR: *(CUdeviceptr *)data = start; break;
+    case CU_POINTER_ATTRIBUTE_RANGE_SIZE: *(size_t *)data = found.bytes; break;
+    default: return refuse(CUDA_ERROR_NOT_SUPPORTED, "attribute %d of a pointer", (int)attribute);
+  }
+  return CUDA_SUCCESS;
+}

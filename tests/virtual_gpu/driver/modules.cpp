@@ -111,15 +111,42 @@ static CUresult check_pointers(const host_gpu::Kernel *kernel, const char *packe
   return CUDA_SUCCESS;
 }
 
+CUresult prepare(KernelCall *call, Function *function, const unsigned *grid, const unsigned *block, unsigned shared,
+                 void **single, void **extra) {
+  const host_gpu::Kernel *kernel = function->kernel;
+  if (shared) return refuse(CUDA_ERROR_NOT_SUPPORTED, "launch of %s: dynamic shared memory", kernel->name);
+  if (CUresult result = check_sizes(kernel->name, grid, block)) return result;
+  call->function = function;
+  std::copy_n(grid, 3, call->grid);
+  std::copy_n(block, 3, call->block);
+  call->packed.assign(kernel->parameter_bytes / 8 + 1, 0);
+  return take_arguments(kernel, single, extra, (char *)call->packed.data());
+}
+
+CUresult launch(const KernelCall &call, Stream *stream) {
+  const host_gpu::Kernel *kernel = call.function->kernel;
+  if (CUresult result = check_pointers(kernel, (const char *)call.packed.data())) return result;
+  ++counts[std::string("kernel ") + kernel->name];
+  give(stream, [call, kernel, order = (unsigned)atoi(setting("VIRTUAL_GPU_ORDER", "0"))]() mutable {
+    host_gpu::Launch sizes = {{call.grid[0], call.grid[1], call.grid[2]},
+                              {call.block[0], call.block[1], call.block[2]}, order};
+    void *arguments[32];
+    for (unsigned i = 0; i < kernel->parameter_count; ++i)
+      arguments[i] = (char *)call.packed.data() + kernel->parameters[i].offset;
+    call.function->module->launch(kernel, &sizes, arguments);
+  });
+  return CUDA_SUCCESS;
+}
+
 }  // namespace virtual_gpu
 
-DRIVER cuModuleLoadData(CUmodule *module, const void *image) { ENTER(true); return load(module, image); }
+DRIVER cuModuleLoadData(CUmodule *module, const void *image) { ENTER_UNSAFE(); return load(module, image); }
 DRIVER cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned, CUjit_option *, void **) {
-  ENTER(true);
+  ENTER_UNSAFE();
   return load(module, image);
 }
 DRIVER cuModuleUnload(CUmodule module) {
-  ENTER(true);
+  ENTER_UNSAFE();
   finish_all(contexts.back());
   dlclose(((Module *)module)->library);
   delete (Module *)module;
@@ -147,22 +174,10 @@ DRIVER cuFuncSetCacheConfig(CUfunction, CUfunc_cache) { ENTER(true); return CUDA
 DRIVER cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned shared, CUstream on, void **single, void **extra) {
   ENTER(true);
-  const host_gpu::Kernel *kernel = ((Function *)function)->kernel;
-  Module *module = ((Function *)function)->module;
-  host_gpu::Launch launch = {{gx, gy, gz}, {bx, by, bz}, (unsigned)atoi(setting("VIRTUAL_GPU_ORDER", "0"))};
-  Stream *stream = stream_of(on);
-  if (!stream) return CUDA_ERROR_INVALID_HANDLE;
-  if (shared) return refuse(CUDA_ERROR_NOT_SUPPORTED, "launch of %s: dynamic shared memory", kernel->name);
-  if (CUresult result = check_sizes(kernel->name, launch.grid, launch.block)) return result;
-  std::vector<uint64_t> packed(kernel->parameter_bytes / 8 + 1);  // in 8 bytes for their alignment
-  if (CUresult result = take_arguments(kernel, single, extra, (char *)packed.data())) return result;
-  if (CUresult result = check_pointers(kernel, (const char *)packed.data())) return result;
-  ++counts[std::string("kernel ") + kernel->name];
-  give(stream, [=]() mutable {
-    void *arguments[32];
-    for (unsigned i = 0; i < kernel->parameter_count; ++i)
-      arguments[i] = (char *)packed.data() + kernel->parameters[i].offset;
-    module->launch(kernel, &launch, arguments);
-  });
-  return CUDA_SUCCESS;
+  Stream *stream = nullptr;
+  if (CUresult result = target_of(on, &stream)) return result;
+  const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
+  Node node{CU_GRAPH_NODE_TYPE_KERNEL, nullptr, {}};
+  if (CUresult result = prepare(&node.kernel, (Function *)function, grid, block, shared, single, extra)) return result;
+  return submit(stream, std::move(node));
 }
