@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from metro_edge.cuda.arrays import DeviceBuffer, DeviceFrame
-from metro_edge.cuda.preprocess import Preprocess
+from metro_edge.cuda.arrays import MAX_PEOPLE, DeviceBuffer, DeviceFrame
+from metro_edge.cuda.preprocess import FRAME, PERSON, TARGET, Preprocess
 from tests.metro_edge.cuda.test_preprocess import SPEC, noise
 from tests.metro_edge.cuda.test_virtual_gpu import child
 from tests.virtual_gpu.device import Device, on_stand_in
@@ -133,18 +133,54 @@ def pinned(device: Device, values: Any) -> NDArray[np.float32]:
     return memory
 
 
-def crop_argument(parameters: KernelParameters, size: int) -> Any:
-    """Return the kernel's arguments as pointers, the frame's address replaced by a c_uint64 which is returned too."""
-    assert parameters.single, "the arguments of a node come one by one"
-    pointers = (c_void_p * size)(*(parameters.single[i] for i in range(size)))
-    address = c_uint64()
-    pointers[FRAME_ARGUMENT] = ctypes.addressof(address)
-    return pointers, address
+BUFFER_POINTER, BUFFER_SIZE = 1, 2  # keys of `extra`
+SIZES = np.array([MAX_PEOPLE * PERSON.itemsize, FRAME.itemsize, TARGET.itemsize, 8, 8, 8])  # of the arguments of `crop`
+
+
+class CropArguments:
+    """The arguments of a node with `crop`, copied so that they can be changed and set again.
+
+    The driver gives them back in the form they came in, and PyCUDA gives them packed.
+    """
+
+    def __init__(self, parameters: KernelParameters) -> None:
+        self.parameters = parameters
+        ends = np.cumsum(SIZES[:-1])
+        self.offsets = [0, *(int(end + 7) // 8 * 8 for end in ends)]
+        self.buffer = (ctypes.c_char * (self.offsets[-1] + 8))()
+        self.size = c_size_t(len(self.buffer))
+        if parameters.single:
+            for i in range(len(SIZES)):
+                ctypes.memmove(self._at(i), parameters.single[i], int(SIZES[i]))
+            return
+        given = {parameters.extra[i]: parameters.extra[i + 1] for i in (0, 2)}
+        assert c_size_t.from_address(given[BUFFER_SIZE] or 0).value >= len(self.buffer)
+        ctypes.memmove(self.buffer, given[BUFFER_POINTER] or 0, len(self.buffer))
+
+    def _at(self, i: int) -> int:
+        return ctypes.addressof(self.buffer) + self.offsets[i]
+
+    @property
+    def frame(self) -> int:
+        return c_uint64.from_address(self._at(FRAME_ARGUMENT)).value
+
+    @frame.setter
+    def frame(self, address: int) -> None:
+        c_uint64.from_address(self._at(FRAME_ARGUMENT)).value = address
+
+    def give(self, packed: bool) -> None:
+        """Let the parameters point here."""
+        self.parameters.single = self.parameters.extra = None
+        if packed:
+            size = ctypes.addressof(self.size)
+            self.parameters.extra = (c_void_p * 5)(BUFFER_POINTER, self._at(0), BUFFER_SIZE, size, None)
+        else:
+            self.parameters.single = (c_void_p * len(SIZES))(*map(self._at, range(len(SIZES))))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("version", ["", "_v2"])
-def test_a_kernel_in_a_graph_takes_new_arguments(device: Device, driver: Driver, version: str) -> None:
+@pytest.mark.parametrize(("version", "packed"), [("", False), ("_v2", False), ("_v2", True)])
+def test_a_kernel_in_a_graph_takes_new_arguments(device: Device, driver: Driver, version: str, packed: bool) -> None:
     stream = device.driver.Stream(NON_BLOCKING)
     boxes = np.array([(10, 8, 40, 60), (33.3, 20.7, 17.9, 31.2)])
     pictures = [DeviceBuffer.of(noise(97, 131, seed)) for seed in (1, 2)]
@@ -178,13 +214,15 @@ def test_a_kernel_in_a_graph_takes_new_arguments(device: Device, driver: Driver,
     assert (parameters.kernel == 77) == (version == "")  # the first layout ends before it
     assert list(parameters.grid) == [2, 7, 2]
     assert list(parameters.block) == [32, 8, 1]
-    parameters.single, address = crop_argument(parameters, 6)
-    address.value = pictures[1].pointer
+    arguments = CropArguments(parameters)
+    assert arguments.frame == pictures[0].pointer
+    arguments.frame = pictures[1].pointer
+    arguments.give(packed)
     driver.must(f"cuGraphExecKernelNodeSetParams{version}", graph.exec, node, byref(parameters))
     np.testing.assert_array_equal(result(), expected[1])
     again = KernelParameters()  # the graph itself has the old ones
     driver.must(f"cuGraphKernelNodeGetParams{version}", node, byref(again))
-    assert c_uint64.from_address(again.single[FRAME_ARGUMENT]).value == pictures[0].pointer
+    assert CropArguments(again).frame == pictures[0].pointer
     graph.close()
 
 
@@ -204,12 +242,13 @@ def test_new_arguments_leave_earlier_launches_alone(device: Device, driver: Driv
         preprocess(DeviceFrame(pictures[0].pointer, 131, 97), boxes, images, stream)
     parameters = KernelParameters()
     driver.must("cuGraphKernelNodeGetParams_v2", c_void_p(graph.nodes[0]), byref(parameters))
-    parameters.single, address = crop_argument(parameters, 6)
-    address.value = pictures[1].pointer
+    arguments = CropArguments(parameters)
+    arguments.frame = pictures[1].pointer
+    arguments.give(packed=False)
     graph.launch()
     device.driver.memcpy_dtoh_async(results[0], images.pointer, stream)
     driver.must("cuGraphExecKernelNodeSetParams_v2", graph.exec, c_void_p(graph.nodes[0]), byref(parameters))
-    address.value = 8  # the driver has its own copy
+    arguments.frame = 8  # the driver has its own copy
     graph.launch()
     device.driver.memcpy_dtoh_async(results[1], images.pointer, stream)
     stream.synchronize()
@@ -296,11 +335,14 @@ def test_what_a_capture_forbids_makes_it_void(device: Device, driver: Driver, na
     SCRATCH[:] = int(memory), event.value
     call, codes = REFUSED[name]
     device.wait()
+    state = c_int()
     with no_collection():
         driver.begin(stream, GLOBAL)
+        assert driver.cuStreamIsCapturing(None, byref(state)) == IMPLICIT  # which harms nothing
+        driver.must("cuStreamIsCapturing", handle(stream), byref(state))
+        assert state.value == ACTIVE
         driver.must("cuMemsetD8Async", c_uint64(int(memory)), 0, c_size_t(64), handle(stream))
         assert call(device, driver, stream) in codes
-        state = c_int()
         driver.cuStreamIsCapturing(handle(stream), byref(state))
         assert state.value == VOID
         assert driver.cuMemsetD8Async(c_uint64(int(memory)), 0, c_size_t(64), handle(stream)) == INVALIDATED
@@ -515,6 +557,44 @@ kernel("twice")
 def double(at=None):
     kernel("twice")(at or memory, np.int32(8), block=(32, 1, 1), stream=stream)
 """
+
+
+@pytest.mark.gpu
+def test_arguments_come_back_in_the_form_they_went_in() -> None:
+    """As cuda.h says; the launchers of PyCUDA pack them."""
+    text = child(
+        CHILD
+        + """
+with captured(driver, stream) as graph:
+    double()
+    pointer, count = c_uint64(int(memory)), c_int(8)
+    single = (c_void_p * 2)(ctypes.addressof(pointer), ctypes.addressof(count))
+    function, parameters = KernelParameters(), KernelParameters()
+    driver.cuGraphKernelNodeGetParams_v2(c_void_p(driver.info(stream)[1][0]), byref(function))
+    driver.must("cuLaunchKernel", c_void_p(function.function), 1, 1, 1, 32, 1, 1, 0, handle(stream), single, None)
+driver.must("cuGraphKernelNodeGetParams_v2", c_void_p(graph.nodes[0]), byref(parameters))
+print("packed", bool(function.extra), bool(function.single))
+print("single", bool(parameters.extra), c_int.from_address(parameters.single[1]).value)
+graph.launch(); device.wait(); print(cuda.from_device(memory, 8, "f4")[7])
+"""
+    )
+    assert "packed True False\nsingle False 8\n4.0" in text, text
+
+
+@pytest.mark.gpu
+def test_waiting_for_a_host_function_with_its_lock_is_a_deadlock() -> None:
+    """PyCUDA frees memory, which waits, without releasing Python's lock."""
+    text = child(CHILD + """
+import time
+entered = threading.Event()
+f = HostFunction(lambda data: (entered.set(), time.sleep(3)))
+thread, _ = thread_of(lambda: driver.cuLaunchHostFunc(handle(stream), f, None))
+entered.wait()
+memory.free()
+print("not here")
+""", VIRTUAL_GPU_WAIT_S="1")  # fmt: skip
+    assert "deadlock: does a thread" in text, text
+    assert "not here" not in text
 
 
 @pytest.mark.gpu

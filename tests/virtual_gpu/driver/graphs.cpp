@@ -13,7 +13,7 @@ namespace virtual_gpu {
 
 struct GraphNode {
   Node node;
-  std::vector<void *> arguments;  // of a kernel, where cuGraphKernelNodeGetParams points
+  std::vector<void *> arguments;  // of a kernel, where cuGraphKernelNodeGetParams points: the form that was given
 };
 
 struct Graph {
@@ -62,13 +62,14 @@ template <class F> CUresult invalidate_all(F chosen, CUresult result, const char
   return answer;
 }
 
-// The default stream would wait for a stream of its context that is captured.
+// The default stream would wait for another, of its context.
+static bool tied(Stream *stream, Stream *other) {
+  return stream == &other->context->legacy && !(other->flags & CU_STREAM_NON_BLOCKING);
+}
+
 static CUresult refused_as_default(Stream *stream) {
-  if (stream != &stream->context->legacy) return CUDA_SUCCESS;
-  auto tied = [=](Stream *other) {
-    return other->context == stream->context && !(other->flags & CU_STREAM_NON_BLOCKING);
-  };
-  return invalidate_all(tied, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, "use of the default stream");
+  return invalidate_all([=](Stream *other) { return tied(stream, other); }, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+                        "use of the default stream");
 }
 
 CUresult refused_by_capture(Stream *stream) {
@@ -104,7 +105,10 @@ CUresult submit(Stream *stream, Node node) {
   if (!stream->capture) return run(node, stream);
   auto made = std::make_unique<GraphNode>();
   made->node = std::move(node);
-  if (KernelCall &call = made->node.kernel; call.function)
+  if (KernelCall &call = made->node.kernel; call.extra_bytes)
+    made->arguments = {CU_LAUNCH_PARAM_BUFFER_POINTER, call.packed.data(), CU_LAUNCH_PARAM_BUFFER_SIZE,
+                       &call.extra_bytes, CU_LAUNCH_PARAM_END};
+  else if (call.function)
     for (unsigned i = 0; i < call.function->kernel->parameter_count; ++i)
       made->arguments.push_back((char *)call.packed.data() + call.function->kernel->parameters[i].offset);
   stream->capture->last = (CUgraphNode)made.get();
@@ -131,7 +135,7 @@ template <class P> CUresult get_parameters(CUgraphNode handle, P *out) {
   out->func = (CUfunction)call.function;
   out->gridDimX = call.grid[0], out->gridDimY = call.grid[1], out->gridDimZ = call.grid[2];
   out->blockDimX = call.block[0], out->blockDimY = call.block[1], out->blockDimZ = call.block[2];
-  out->kernelParams = found->arguments.data();
+  (call.extra_bytes ? out->extra : out->kernelParams) = found->arguments.data();
   return CUDA_SUCCESS;
 }
 
@@ -189,7 +193,8 @@ DRIVER cuStreamEndCapture(CUstream stream, CUgraph *graph) {
 static CUresult status_of(CUstream stream, CUstreamCaptureStatus *status, Capture **capture) {
   Stream *known = stream_of(stream);
   if (!known) return CUDA_ERROR_INVALID_HANDLE;
-  if (CUresult result = refused_as_default(known)) return result;
+  for (Stream *other : streams)  // asking makes no capture void
+    if (other->capture && tied(known, other)) return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
   *capture = known->capture.get();
   *status = !known->capture         ? CU_STREAM_CAPTURE_STATUS_NONE
             : known->capture->valid ? CU_STREAM_CAPTURE_STATUS_ACTIVE

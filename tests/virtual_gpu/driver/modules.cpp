@@ -79,8 +79,10 @@ static CUresult check_sizes(const char *name, const unsigned *grid, const unsign
   return CUDA_SUCCESS;
 }
 
-// Copies the arguments, given packed or one by one, into `packed`.
-static CUresult take_arguments(const host_gpu::Kernel *kernel, void **single, void **extra, char *packed) {
+// Copies the arguments, given packed or one by one.
+static CUresult take_arguments(KernelCall *call, void **single, void **extra) {
+  const host_gpu::Kernel *kernel = call->function->kernel;
+  char *packed = (char *)call->packed.data();
   if (!extra) {
     for (unsigned i = 0; i < kernel->parameter_count; ++i)
       memcpy(packed + kernel->parameters[i].offset, single[i], kernel->parameters[i].size);
@@ -96,6 +98,7 @@ static CUresult take_arguments(const host_gpu::Kernel *kernel, void **single, vo
     return refuse(CUDA_ERROR_INVALID_VALUE, "launch of %s: arguments are %zu bytes, the kernel takes %u", kernel->name,
                   bytes, kernel->parameter_bytes);
   memcpy(packed, buffer, kernel->parameter_bytes);
+  call->extra_bytes = bytes;
   return CUDA_SUCCESS;
 }
 
@@ -120,7 +123,7 @@ CUresult prepare(KernelCall *call, Function *function, const unsigned *grid, con
   std::copy_n(grid, 3, call->grid);
   std::copy_n(block, 3, call->block);
   call->packed.assign(kernel->parameter_bytes / 8 + 1, 0);
-  return take_arguments(kernel, single, extra, (char *)call->packed.data());
+  return take_arguments(call, single, extra);
 }
 
 CUresult launch(const KernelCall &call, Stream *stream) {

@@ -7,6 +7,7 @@
 //   VIRTUAL_GPU_LAZY       1: work given to a stream runs only when something waits for it
 //   VIRTUAL_GPU_ORDER      of blocks and threads: 0 forward, 1 backward, else the seed of a shuffle
 //   VIRTUAL_GPU_FAIL       NAME:N:CODE, the Nth and all later calls of driver function NAME return CODE
+//   VIRTUAL_GPU_WAIT_S     how long a thread waits for another's host function before it is a deadlock, default 60
 #pragma once
 
 #include <cuda.h>
@@ -88,6 +89,7 @@ struct KernelCall {
   Function *function = nullptr;
   unsigned grid[3] = {}, block[3] = {};
   std::vector<uint64_t> packed;  // in 8 bytes for their alignment
+  size_t extra_bytes = 0;        // of arguments that came packed, 0 for those one by one
 };
 
 // What a stream is given, at once or whenever a graph is launched.

@@ -12,8 +12,6 @@ using namespace virtual_gpu;
 
 namespace virtual_gpu {
 
-constexpr int LONGEST_WAIT_S = 60;
-
 std::condition_variable_any work_done;
 thread_local bool in_host_function = false;
 bool gathering = false;
@@ -79,7 +77,7 @@ void finish(Stream *stream, uint64_t place) {
   ++depth;
   while (stream->done < place) {
     if (!stream->running) run_next(stream);
-    else if (work_done.wait_for(lock, std::chrono::seconds(LONGEST_WAIT_S)) == std::cv_status::timeout)
+    else if (work_done.wait_for(lock, std::chrono::seconds(atol(setting("VIRTUAL_GPU_WAIT_S", "60")))) == std::cv_status::timeout)
       end("deadlock: does a thread that waits hold a lock (Python's?) that a host function needs?");
   }
   if (!--depth && !lazy()) catch_up(stream->context);
