@@ -74,10 +74,11 @@ static void catch_up(Context *context) {
 
 void finish(Stream *stream, uint64_t place) {
   static thread_local int depth = 0;
+  const auto longest = std::chrono::seconds(atol(setting("VIRTUAL_GPU_WAIT_S", "60")));
   ++depth;
   while (stream->done < place) {
     if (!stream->running) run_next(stream);
-    else if (work_done.wait_for(lock, std::chrono::seconds(atol(setting("VIRTUAL_GPU_WAIT_S", "60")))) == std::cv_status::timeout)
+    else if (work_done.wait_for(lock, longest) == std::cv_status::timeout)
       end("deadlock: does a thread that waits hold a lock (Python's?) that a host function needs?");
   }
   if (!--depth && !lazy()) catch_up(stream->context);
