@@ -211,7 +211,10 @@ def _tell(report: FoldReport, settings: Settings, say: Callable[[str], None]) ->
         return
     say(str(report))
     if report.rounding is not None:
-        say(f"beyond {LIMIT:.0e}: {report.dtype} as trained is {report.rounding:.1e} from float64, so this is rounding")
+        say(
+            f"beyond {LIMIT:.0e} by rounding: in float64 the same folds are exact, and {report.dtype} as trained is "
+            f"{report.rounding:.1e} from that"
+        )
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engines.fold import FOLDS, LIMIT, fold
+from engines.fold.run import ROUNDINGS
 from metro_edge.spec import KNOWN_OUTPUTS
 from tests.reference_weights import reference_images
 from tests.released_files import body_with, write_reference
@@ -32,7 +33,9 @@ def test_folded_equals_the_released_code(network, tmp_path):
     (tmp_path / "state_dict.bin").unlink()  # nearly a GB
     print(f"\n{network}\n{report}")
     assert [result.name for result in report.results] == list(FOLDS)
-    assert report.difference <= LIMIT and all(result.difference <= LIMIT for result in report.results)
+    # Where a CPU's kernels round otherwise, one fold may be beyond the limit: `fold` has then proved it in float64.
+    most = LIMIT if report.rounding is None else ROUNDINGS * report.rounding
+    assert report.difference <= most < 1e-4 and all(result.difference <= most for result in report.results)
     assert (report.macs_before / 1e6, report.macs_after / 1e6) == pytest.approx(EXPECTED[network], abs=0.1)
     images = torch.from_numpy(reference_images(2, int(reference["image_seed"])))
     found = dict(zip(KNOWN_OUTPUTS, folded(images), strict=True))
