@@ -15,6 +15,10 @@ class PredictionError(UserError):
     """A network's output of which no body can be made."""
 
 
+class DeviceError(UserError):
+    """The GPU or its driver failed: no memory left, a fault in a kernel, a device that is lost."""
+
+
 class MissingExtraError(UserError):
     """An optional part that is not installed.
 

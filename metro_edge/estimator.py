@@ -71,7 +71,9 @@ class MeshEstimator:
         bundle = path if isinstance(path, Bundle) else Bundle.load(path)
         if crop_rule is not None:
             bundle = dataclasses.replace(bundle, spec=dataclasses.replace(bundle.spec, crop_rule=crop_rule))
-        session = open_session(bundle, precision, backend, threads=threads, affinity=affinity)
+        given = {"threads": threads, "affinity": affinity}
+        options = {name: value for name, value in given.items() if value is not None}
+        session = open_session(bundle, precision, backend, **options)
         return cls(bundle, session, focal_px)
 
     def __call__(

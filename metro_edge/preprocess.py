@@ -203,10 +203,11 @@ def crop_affine(boxes: NDArray[np.floating], spec: ModelSpec) -> NDArray[np.floa
 
     Both sides count from pixel centres, so a row of the result serves cv2.warpAffine as it is.
     """
-    return _span_affine(crop_spans(boxes, spec), spec.image_size)
+    return span_affine(crop_spans(boxes, spec), spec.image_size)
 
 
-def _span_affine(spans: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+def span_affine(spans: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Return the affines (N, 2, 3) from frame px to px of crops of `size` a side, of spans (N, 2, 2)."""
     gain = size / (spans[..., 1] - spans[..., 0])
     affine = np.zeros((len(spans), 2, 3))
     affine[:, 0, 0], affine[:, 1, 1] = gain[:, 0], gain[:, 1]
@@ -275,7 +276,7 @@ def _warp_all(frame: Frame, spans: NDArray[np.float64], crops: NDArray[np.uint8]
         picture = _widened(frame)
     for crop, span, side in zip(crops, spans, sides, strict=True):
         taps = taps_per_axis(float(side), spec)
-        crop[:] = resampled(picture, _span_affine(span[None], spec.image_size * taps)[0], taps, spec)
+        crop[:] = resampled(picture, span_affine(span[None], spec.image_size * taps)[0], taps, spec)
 
 
 def resampled(frame: Frame, affine: NDArray[np.float64], taps: int, spec: ModelSpec) -> Frame:
@@ -287,7 +288,8 @@ def resampled(frame: Frame, affine: NDArray[np.float64], taps: int, spec: ModelS
     """
     size = spec.image_size
     side = size * taps
-    part, affine = _part_seen(frame, affine, side)
+    columns, rows, affine = part_seen(frame.shape[:2], affine, side)
+    part = frame[rows, columns]
     # A part of many times the size of the result costs more to widen than that gains.
     if part.shape[2] == 3 and part.shape[0] * part.shape[1] <= MAX_WIDENED * side * side:
         part = _widened(part)
@@ -320,8 +322,10 @@ def _scratch(name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return held[:size].reshape(shape)
 
 
-def _part_seen(frame: Frame, affine: NDArray[np.float64], side: int) -> tuple[Frame, NDArray[np.float64]]:
-    """Return the part of the frame that a crop of `side` px a side samples, a view, and the affine from it.
+def part_seen(
+    frame_hw: tuple[int, ...], affine: NDArray[np.float64], side: int
+) -> tuple[slice, slice, NDArray[np.float64]]:
+    """Return columns and rows of the frame that a crop of `side` px a side samples, and the affine from that part.
 
     Its edges are the frame's, or lie beyond what is sampled. Smaller coordinates also round less: OpenCV computes
     them in float32.
@@ -332,10 +336,10 @@ def _part_seen(frame: Frame, affine: NDArray[np.float64], side: int) -> tuple[Fr
     for x, y in ((-c, -f), (side - c, -f), (-c, side - f), (side - c, side - f)):
         xs.append((e * x - b * y) / area)
         ys.append((a * y - d * x) / area)
-    columns, rows = _with_margin(xs, frame.shape[1]), _with_margin(ys, frame.shape[0])
+    columns, rows = _with_margin(xs, frame_hw[1]), _with_margin(ys, frame_hw[0])
     moved = affine.copy()
     moved[:, 2] += affine[:, :2] @ (columns.start, rows.start)
-    return frame[rows, columns], moved
+    return columns, rows, moved
 
 
 def _with_margin(places: list[float], length: int) -> slice:

@@ -1,16 +1,14 @@
 """Selftest: every engine and precision that works here against FP32 on ONNX Runtime, in mm, on shipped frames.
 
 What an engine may differ by comes from the bundle's passport, which says what each precision was measured to lose.
-Where an NVIDIA GPU is, the kernels are compared with their references too: `metro_edge.cuda.selftest.checks()`, where
-there is such a module, yields a Result for each.
+Where an NVIDIA GPU is, the kernels are compared with their references too: metro_edge.cuda.selftest.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -126,13 +124,13 @@ def compare_engines(
     Every image runs alone and together with all others, and the larger difference counts. Whatever an engine raises is
     its result; a library that is not installed is skipped.
     """
-    options: dict[str, Any] = {} if threads is None else {"threads": threads}
     reference: Points | None = None
     for number, (backend, precision) in enumerate(pairs):
         name = f"{backend} {precision}"
         if number and reference is None:
             yield Result(name, FAILED, "there is no reference to compare it with")
             continue
+        options: dict[str, Any] = {} if threads is None or backend == "tensorrt" else {"threads": threads}
         try:
             with open_session(bundle, precision, backend, **options) as session:
                 alone, together, p50_ms = _run(bundle, session, images)
@@ -147,22 +145,17 @@ def compare_engines(
                 yield Result(name, FAILED, f"{type(error).__name__}: {error}")
 
 
-def check_kernels(find: Callable[[str], Any] = importlib.util.find_spec) -> Iterator[Result]:
-    """Yield what the kernels' own checks say; one skipped Result where no GPU or no such check is.
-
-    Args:
-        find: returns what there is to import under a name, None for nothing.
-    """
-    gpu = first_gpu()
-    if gpu is None:
+def check_kernels() -> Iterator[Result]:
+    """Yield what metro_edge.cuda.selftest finds; one skipped Result without a GPU or PyCUDA."""
+    if first_gpu() is None:
         yield Result("kernels", SKIPPED, "no NVIDIA GPU here")
-    elif find(KERNELS) is None:
-        yield Result("kernels", SKIPPED, "this version has no kernels to test")
-    else:
-        try:
-            yield from importlib.import_module(KERNELS).checks()
-        except Exception as error:  # as above
-            yield Result("kernels", FAILED, f"{type(error).__name__}: {error}")
+        return
+    try:
+        yield from importlib.import_module(KERNELS).checks()
+    except MissingExtraError as error:
+        yield Result("kernels", SKIPPED, str(error))
+    except Exception as error:  # as above
+        yield Result("kernels", FAILED, f"{type(error).__name__}: {error}")
 
 
 def results_table(results: Sequence[Result]) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from metro_edge.bundle import Bundle
 
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 FloatArray = NDArray[np.float32]
 
 
@@ -135,7 +135,7 @@ def open_session(bundle: Bundle, precision: str = "fp32", backend: str = "onnxru
         bundle: a loaded bundle.
         precision: fp32, fp16, int8 or fp8, which no CPU computes in: it is run with floats, as Q and DQ are defined.
         backend: one of BACKENDS.
-        options: of the backend's session class, such as `threads` and `affinity`.
+        options: of the backend's session class, such as `threads` and `affinity`, or `plan` of tensorrt.
 
     Raises:
         UserError: unknown precision, backend or option, or an option that is not usable.
@@ -152,6 +152,10 @@ def open_session(bundle: Bundle, precision: str = "fp32", backend: str = "onnxru
         from metro_edge.backends.openvino import OpenVinoSession
 
         open_it = OpenVinoSession
+    elif backend == "tensorrt":
+        from metro_edge.backends.tensorrt import TensorRTSession
+
+        open_it = TensorRTSession
     else:
         raise UserError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     known = list(inspect.signature(open_it).parameters)[2:]

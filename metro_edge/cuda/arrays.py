@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from metro_edge.cuda.dlpack import DLPACK_CUDA, exported
+from metro_edge.cuda.driver import ordinal_of
 from metro_edge.cuda.loading import load_pycuda
 from metro_edge.errors import UserError
 from metro_edge.preprocess import MAX_SIDE_PX
@@ -76,6 +78,17 @@ class DeviceArray:
             raise UserError(f"{name} must be C-contiguous, got shape {shape} with strides {tuple(strides)} bytes")
         return cls(int(interface["data"][0] or 0), shape, dtype)
 
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3}
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return DLPACK_CUDA, ordinal_of(self.pointer)
+
+    def __dlpack__(self, **_: Any) -> Any:
+        """Return a capsule, without a copy; nothing is waited for, and the owner must outlive its consumer."""
+        return exported(self.pointer, self.shape, self.dtype, ordinal_of(self.pointer), self)
+
     def rows(self, first: int, last: int) -> DeviceArray:
         """Return the rows `first` to `last` - 1 of the leading axis."""
         row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
@@ -117,6 +130,13 @@ class DeviceBuffer:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3}
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return DLPACK_CUDA, ordinal_of(self.pointer)
+
+    def __dlpack__(self, **_: Any) -> Any:
+        """Return a capsule, without a copy; nothing is waited for."""
+        return exported(self.pointer, self.shape, self.dtype, ordinal_of(self.pointer), self)
 
     def rows(self, first: int, last: int) -> DeviceArray:
         """Return the rows `first` to `last` - 1 of the leading axis, which live as long as this object."""

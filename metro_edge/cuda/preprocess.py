@@ -11,7 +11,7 @@ from metro_edge.crop_rules import demo_part, demo_sizes
 from metro_edge.cuda.arrays import MAX_PEOPLE, YUV_RULES, DeviceFrame, launches, pointer_of
 from metro_edge.cuda.loading import KernelLoader
 from metro_edge.errors import UserError
-from metro_edge.preprocess import border_bgr, check_boxes, crop_spans, taps_per_axis
+from metro_edge.preprocess import border_bgr, check_boxes, crop_spans, part_seen, span_affine, taps_per_axis
 from metro_edge.spec import ModelSpec
 
 BLOCK = (32, 8, 1)
@@ -31,6 +31,7 @@ PERSON = np.dtype(
         ("unused", "i4"),
     ]
 )
+BOX = np.dtype([("start", "f4", 2), ("step", "f4", 2), ("first", "i4", 2), ("taps", "i4"), ("unused", "i4")])
 RESIZED = np.dtype([("axis", "i4", (2, 4))])
 FRAME = np.dtype([("pitch", "u8", 2), ("size", "i4", 2), ("format", "i4"), ("yuv", "i4", 6), ("border", "i4", 3)])
 TARGET = np.dtype([("size", "i4"), ("type", "i4"), ("gain", "f4", 3), ("offset", "f4", 3), ("inverse_scale", "f4")])
@@ -69,19 +70,35 @@ def _set_slopes(people: NDArray[np.void], inverse: NDArray[np.float64]) -> None:
     people["shift"] = shift
 
 
-def box_people(boxes: NDArray[np.floating], spec: ModelSpec) -> NDArray[np.void]:
-    """Return (N,) PERSON for checked boxes (N, 4) and any rule but metro_demo."""
+def box_people(boxes: NDArray[np.floating], spec: ModelSpec, frame_hw: tuple[int, int]) -> NDArray[np.void]:
+    """Return (N,) BOX for checked boxes (N, 4) and the rules box_area and box_bilinear.
+
+    The numbers are those that cv2.warpAffine makes of the same affine map: inverted in float64, used in float32.
+    """
+    spans = crop_spans(boxes, spec)
+    people = np.zeros(len(spans), BOX)
+    for person, span in zip(people, spans, strict=True):
+        taps = taps_per_axis(float(span[0, 1] - span[0, 0]), spec)
+        side = spec.image_size * taps
+        columns, rows, affine = part_seen(frame_hw, span_affine(span[None], side)[0], side)
+        inverse = 1.0 / (affine[0, 0] * affine[1, 1])
+        step = affine[1, 1] * inverse, affine[0, 0] * inverse
+        person["step"] = step
+        person["start"] = -step[0] * affine[0, 2], -step[1] * affine[1, 2]
+        person["first"] = columns.start, rows.start
+        person["taps"] = taps
+    return people
+
+
+def evaluation_people(boxes: NDArray[np.floating], spec: ModelSpec) -> NDArray[np.void]:
+    """Return (N,) PERSON for checked boxes (N, 4) and the rule metro_eval."""
     spans = crop_spans(boxes, spec)
     width = spans[..., 1] - spans[..., 0]
     people = np.zeros(len(spans), PERSON)
-    people["limits"][:] = (-NO_LIMIT, NO_LIMIT)
-    if spec.crop_rule == "metro_eval":
-        people["taps"] = 1
-        people["limits"] = spans - (0, 1)
-    else:
-        people["taps"] = [taps_per_axis(float(side), spec) for side in width[:, 0]]
+    people["limits"] = spans - (0, 1)
+    people["taps"] = 1
     # Sample X of n is centred on low + (X + 1/2) width / n - 1/2.
-    pixel = width / (spec.image_size * people["taps"].astype(np.float64))[:, None]
+    pixel = width / float(spec.image_size)
     people["origin"] = np.rint((spans[..., 0] + pixel / 2.0 - 0.5) * ONE_PX)
     _set_slopes(people, pixel[:, :, None] * np.eye(2))
     return people
@@ -148,8 +165,11 @@ class Preprocess:
         checked = check_boxes(boxes, (frame.height, frame.width))
         if self.spec.crop_rule == "metro_demo":
             self._launch("crop_resized", frame, resized_people(checked, self.spec), images, stream)
+        elif self.spec.crop_rule == "metro_eval":
+            self._launch("crop", frame, evaluation_people(checked, self.spec), images, stream)
         else:
-            self._launch("crop", frame, box_people(checked, self.spec), images, stream)
+            people = box_people(checked, self.spec, (frame.height, frame.width))
+            self._launch("crop_boxes", frame, people, images, stream)
 
     def crop_affine(
         self, frame: DeviceFrame, affines: ArrayLike, images: Any, stream: Any = None, taps: ArrayLike = 1

@@ -32,7 +32,7 @@ from metro_edge.plans.info import (
 from metro_edge.plans.layers import layers_path
 from metro_edge.plans.locks import locked
 from metro_edge.plans.options import BuildOptions
-from metro_edge.plans.versions import check_options, features, load_library
+from metro_edge.plans.versions import Library, check_options, features, load_library
 
 LOGGER = logging.getLogger("metro_edge.plans")
 SUFFIX = ".plan"
@@ -148,6 +148,24 @@ def checked_plan(path: Path, bundle: Bundle, precision: str, *, library: str, li
         power_mode=power_mode(),
     )
     return Plan(path, info, built=False)
+
+
+def named_or_cached(
+    bundle: Bundle,
+    precision: str,
+    trt: Library,
+    gpu: Gpu,
+    plan: str | os.PathLike[str] | None = None,
+    options: BuildOptions | None = None,
+    *,
+    progress: bool = True,
+) -> Path:
+    """Return the plan that the user named, checked as by `checked_plan`; without a name that of `plan_for`."""
+    if plan is None:
+        return plan_for(bundle, precision, options, library=trt.__name__, progress=progress).path
+    version = trt.__version__
+    named = checked_plan(Path(plan), bundle, precision, library=trt.__name__, library_version=version, gpu=gpu)
+    return named.path
 
 
 def entries(folder: Path | None = None) -> list[Entry]:

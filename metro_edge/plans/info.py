@@ -114,7 +114,7 @@ def identity_of(
 def _portable(known: tuple[str, ...], oldest: tuple[int, int]) -> tuple[str, ...]:
     """Return where a plan runs that was built for no GPU in particular: the newest generation stands for later ones.
 
-    TensorRT-RTX 1.7.1 on an H200 (9.0) refused such a plan, as one of "8.0 8.6 8.9 12.0 12.1 >12.0", so not of 8.7 either.
+    TensorRT-RTX 1.7.1 on an H200 (9.0) refused it, as one of "8.0 8.6 8.9 12.0 12.1 >12.0": so not of 8.7 either.
     """
     newest = max(version_of(name) for name in known)[0]
     older = [name for name in known if oldest <= version_of(name) < (newest, 0)]

@@ -53,6 +53,7 @@ class Library(Protocol):
     BuilderFlag: type[stubs.BuilderFlag]
     DataType: type[stubs.DataType]
     DeviceType: type[stubs.DeviceType]
+    ExecutionContextAllocationStrategy: type[stubs.ExecutionContextAllocationStrategy]
     HardwareCompatibilityLevel: type[stubs.HardwareCompatibilityLevel]
     LayerInformationFormat: type[stubs.LayerInformationFormat]
     LayerType: type[stubs.LayerType]
@@ -61,6 +62,7 @@ class Library(Protocol):
     OnnxParser: type[stubs.OnnxParser]
     ProfilingVerbosity: type[stubs.ProfilingVerbosity]
     Runtime: type[stubs.Runtime]
+    TensorIOMode: type[stubs.TensorIOMode]
 
 
 @dataclass(frozen=True)
@@ -281,3 +283,22 @@ def configure(trt: Library, config: stubs.IBuilderConfig, has: Features, options
         rtx.num_compute_capabilities = len(options.capabilities)
         for index, name in enumerate(options.capabilities):
             rtx.set_compute_capability(getattr(known, f"SM{name.replace('.', '')}"), index)
+
+
+def activation_bytes(engine: stubs.ICudaEngine) -> int:
+    """Return the device memory that an execution context needs, in all of its profiles; `_v2` came with 10.1."""
+    size = getattr(engine, "device_memory_size_v2", None)
+    return int(engine.device_memory_size if size is None else size)
+
+
+def new_context(trt: Library, engine: stubs.ICudaEngine, memory: int, size: int) -> stubs.IExecutionContext | None:
+    """Return an execution context with its activations in the caller's memory, None when the library fails.
+
+    `set_device_memory` came with 10.1; 10.0 has an attribute for it, without a size.
+    """
+    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if context is not None and hasattr(context, "set_device_memory"):
+        context.set_device_memory(memory, size)
+    elif context is not None:
+        cast(Any, context).device_memory = memory
+    return context

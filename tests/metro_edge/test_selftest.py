@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from metro_edge import selftest
-from metro_edge.backends.gpu import Gpu
+from metro_edge.backends.gpu import Gpu, first_gpu
 from metro_edge.bundle import write_bundle
 from metro_edge.errors import MissingExtraError, UserError
 from metro_edge.selftest import (
@@ -58,9 +58,11 @@ def test_images_are_the_picture_and_frames_of_the_clip(shared_bundle):
 def test_every_engine_passes_on_what_is_right(shared_bundle, images):
     results = list(compare_engines(shared_bundle, names_of(shared_bundle), images, threads=1))
     assert [r.name for r in results] == [
-        f"{b} {p}" for b in ("onnxruntime", "openvino") for p in ("fp32", "fp16", "int8")
+        f"{b} {p}" for b in ("onnxruntime", "openvino", "tensorrt") for p in ("fp32", "fp16", "int8")
     ]
+    results, on_gpu = results[:6], results[6:]
     assert {r.state for r in results} == {PASSED}
+    assert first_gpu() is not None or {(r.state, r.note) for r in on_gpu} == {(SKIPPED, "no NVIDIA GPU here")}
     assert results[0].moved_mm < 1e-3 and results[0].moved_px < 1e-3
     assert all(r.p50_ms > 0 and r.worst_mm >= r.moved_mm for r in results)
     assert results[1].note.startswith("onnxruntime ")
@@ -176,25 +178,27 @@ def test_joints_alone_are_compared(tmp_path, template, spec, passport, network, 
     assert [r.state for r in results] == [PASSED, PASSED]
 
 
-def test_kernels_are_asked_where_a_gpu_is(monkeypatch):
-    def missing(_name):
-        return None
-
+def test_kernels_are_tested_where_a_gpu_is(monkeypatch):
     monkeypatch.setattr(selftest, "first_gpu", lambda: None)
-    assert [r.note for r in check_kernels()] == ["no NVIDIA GPU here"]
+    assert [(r.state, r.note) for r in check_kernels()] == [(SKIPPED, "no NVIDIA GPU here")]
     monkeypatch.setattr(selftest, "first_gpu", lambda: Gpu("Orin", "8.7"))
-    assert [r.state for r in check_kernels(missing)] == [SKIPPED]
-    row = Result("preprocess kernel", PASSED)
+    row = Result("kernels crop", PASSED)
     asked = []
-    for checks, expected in ((lambda: [row], [row]), (lambda: 1 / 0, None)):
+    for checks, state, note in (
+        (lambda: [row], PASSED, ""),
+        (lambda: 1 / 0, FAILED, "division by zero"),
+        (missing, SKIPPED, "pip install 'metro-edge[tensorrt]'"),
+    ):
         module = types.SimpleNamespace(checks=checks)
         monkeypatch.setattr(selftest.importlib, "import_module", lambda name, m=module: asked.append(name) or m)
-        results = list(check_kernels(lambda name: name))
-        if expected is None:
-            assert results[0].state == FAILED and "division by zero" in results[0].note
-        else:
-            assert results == expected
+        results = list(check_kernels())
+        assert [r.state for r in results] == [state]
+        assert all(note in r.note for r in results)
     assert set(asked) == {"metro_edge.cuda.selftest"}
+
+
+def missing():
+    raise MissingExtraError("pycuda", "tensorrt", "run CUDA kernels")
 
 
 def test_table():

@@ -1,7 +1,7 @@
 // From a frame and boxes to the network's input, all people in one launch: metro_edge/preprocess.py on the GPU.
 //
-// The samples are rounded to whole levels where the NumPy path rounds them, and normalised by the same two operations,
-// so that the result is that of the NumPy path but for the last bit of a sample's position.
+// The samples are rounded to whole levels where the NumPy path rounds them, and normalised by the same two operations.
+// crop_boxes does OpenCV's own arithmetic, bit for bit; crop's positions are finer, and ties may fall differently.
 #include "common.cuh"
 
 enum Format { BGR = 0, RGB = 1, GREY = 2, NV12 = 3, YUYV = 4 };
@@ -34,6 +34,16 @@ struct Person {
 };
 struct People {
   Person person[MAX_PEOPLE];
+};
+
+// A person of the rules box_area and box_bilinear: column X of the grid of taps * S samples a side is at
+// start_x + X * step_x px from column `left` of the frame on, alike for rows.
+struct Box {
+  float start_x, start_y, step_x, step_y;
+  int left, top, taps, unused;
+};
+struct Boxes {
+  Box person[MAX_PEOPLE];
 };
 
 // A person of the rule metro_demo: `length` px from `first` on are resized to `resized`, of which S from `offset` on
@@ -127,7 +137,44 @@ static __device__ __forceinline__ int mean(int sum, int taps) {
   return __float2int_rn((float)sum * (1.0f / (float)(taps * taps)));
 }
 
-// Rules box_area, box_bilinear and metro_eval. A thread per output pixel, block 32 x 8, grid z: people.
+static __device__ __forceinline__ int between(float u, float v, int a, int b, int c, int d) {
+  float upper = fmaf(u, (float)(b - a), (float)a), lower = fmaf(u, (float)(d - c), (float)c);
+  return __float2int_rn(fmaf(v, lower - upper, upper));
+}
+
+// Rules box_area and box_bilinear, the roundings of cv2.warpAffine of OpenCV 5: columns by fused operations, rows not.
+// A thread per output pixel, block 32 x 8, grid z: people.
+extern "C" __global__ void __launch_bounds__(256, 4) crop_boxes(Boxes people, Frame frame, Target target,
+                                                                const unsigned char *__restrict__ data,
+                                                                const unsigned char *__restrict__ uv,
+                                                                void *__restrict__ out) {
+  int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
+  if (x >= target.size || y >= target.size) return;
+  const Box &p = people.person[blockIdx.z];
+  Bgr sum = {0, 0, 0};
+  for (int j = 0; j < p.taps; ++j) {
+    float place_y = __fadd_rn(__fmul_rn(p.step_y, (float)(y * p.taps + j)), p.start_y);
+    int row = (int)floorf(place_y);
+    float v = place_y - (float)row;
+    row += p.top;
+    for (int i = 0; i < p.taps; ++i) {
+      float place_x = fmaf(p.step_x, (float)(x * p.taps + i), p.start_x);
+      int column = (int)floorf(place_x);
+      float u = place_x - (float)column;
+      column += p.left;
+      Bgr a = pixel(data, uv, frame, column, row, frame.border);
+      Bgr b = pixel(data, uv, frame, column + 1, row, frame.border);
+      Bgr c = pixel(data, uv, frame, column, row + 1, frame.border);
+      Bgr d = pixel(data, uv, frame, column + 1, row + 1, frame.border);
+      sum.b += between(u, v, a.b, b.b, c.b, d.b);
+      sum.g += between(u, v, a.g, b.g, c.g, d.g);
+      sum.r += between(u, v, a.r, b.r, c.r, d.r);
+    }
+  }
+  store(out, target, blockIdx.z, x, y, {mean(sum.b, p.taps), mean(sum.g, p.taps), mean(sum.r, p.taps)});
+}
+
+// Rule metro_eval, and any affine map. A thread per output pixel, block 32 x 8, grid z: people.
 extern "C" __global__ void __launch_bounds__(256) crop(People people, Frame frame, Target target,
                                                        const unsigned char *__restrict__ data,
                                                        const unsigned char *__restrict__ uv, void *__restrict__ out) {

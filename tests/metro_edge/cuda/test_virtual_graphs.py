@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from metro_edge.cuda.arrays import MAX_PEOPLE, DeviceBuffer, DeviceFrame
-from metro_edge.cuda.preprocess import FRAME, PERSON, TARGET, Preprocess
+from metro_edge.cuda.preprocess import BOX, FRAME, TARGET, Preprocess
 from tests.metro_edge.cuda.test_preprocess import SPEC, noise
 from tests.metro_edge.cuda.test_virtual_gpu import child
 from tests.virtual_gpu.device import Device, on_stand_in
@@ -30,7 +30,7 @@ INVALID_VALUE, INVALID_HANDLE, NOT_READY = 1, 400, 600
 UNSUPPORTED, INVALIDATED, ISOLATION, IMPLICIT, WRONG_THREAD = 900, 901, 905, 906, 908
 NON_BLOCKING = 1
 HostFunction = ctypes.CFUNCTYPE(None, c_void_p)
-FRAME_ARGUMENT = 3  # of the kernels `crop`: the address of the frame
+FRAME_ARGUMENT = 3  # of `crop_boxes`: the address of the frame
 
 
 class KernelParameters(ctypes.Structure):
@@ -134,11 +134,11 @@ def pinned(device: Device, values: Any) -> NDArray[np.float32]:
 
 
 BUFFER_POINTER, BUFFER_SIZE = 1, 2  # keys of `extra`
-SIZES = np.array([MAX_PEOPLE * PERSON.itemsize, FRAME.itemsize, TARGET.itemsize, 8, 8, 8])  # of the arguments of `crop`
+SIZES = np.array([MAX_PEOPLE * BOX.itemsize, FRAME.itemsize, TARGET.itemsize, 8, 8, 8])  # of `crop_boxes`
 
 
 class CropArguments:
-    """The arguments of a node with `crop`, copied so that they can be changed and set again.
+    """The arguments of a node with `crop_boxes`, copied so that they can be changed and set again.
 
     The driver gives them back in the form they came in, and PyCUDA gives them packed.
     """
