@@ -475,6 +475,31 @@ def test_other_threads_go_on_while_a_host_function_runs(device: Device, driver: 
 
 
 @pytest.mark.gpu
+def test_work_of_another_thread_comes_behind_a_whole_graph(device: Device, driver: Driver) -> None:
+    cuda, stream = device.driver, device.driver.Stream(NON_BLOCKING)
+    back, memory = np.zeros(1, "u4"), cuda.mem_alloc(4)
+    entered, leave = threading.Event(), threading.Event()
+    function = HostFunction(lambda data: (entered.set(), leave.wait(60), None)[-1])
+    with captured(driver, stream) as graph:
+        driver.must("cuLaunchHostFunc", handle(stream), function, None)
+        cuda.memset_d32_async(int(memory), 7, 1, stream)
+
+    def launch_and_wait() -> None:
+        graph.launch()
+        driver.must("cuStreamSynchronize", handle(stream))
+
+    thread, _ = thread_of(launch_and_wait)
+    assert entered.wait(60)
+    cuda.memset_d32_async(int(memory), 9, 1, stream)
+    leave.set()
+    thread.join(60)
+    device.wait()
+    cuda.memcpy_dtoh(back, memory)
+    assert back[0] == 9
+    graph.close()
+
+
+@pytest.mark.gpu
 def test_events_by_handle_order_streams(device: Device, driver: Driver) -> None:
     cuda = device.driver
     first, second = cuda.Stream(NON_BLOCKING), cuda.Stream(NON_BLOCKING)
