@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from metro_edge.bundle import Bundle
     from metro_edge.errors import UserError
     from metro_edge.estimator import MeshEstimator
+    from metro_edge.frames import HostFrame
     from metro_edge.spec import ModelSpec
 
     __version__: str
 
-__all__ = ["Body", "Bundle", "MeshEstimator", "ModelSpec", "UserError", "__version__"]
+__all__ = ["Body", "Bundle", "HostFrame", "MeshEstimator", "ModelSpec", "UserError", "__version__"]
 
 _HOMES = {
     "Body": "metro_edge.body",
     "Bundle": "metro_edge.bundle",
+    "HostFrame": "metro_edge.frames",
     "MeshEstimator": "metro_edge.estimator",
     "ModelSpec": "metro_edge.spec",
     "UserError": "metro_edge.errors",

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from metro_edge.backends import Outputs, Session, open_session
 from metro_edge.body import Body
 from metro_edge.bundle import Bundle
+from metro_edge.frames import HostFrame
 from metro_edge.postprocess import Intrinsics, bodies_from_outputs
 from metro_edge.preprocess import check_boxes, check_frame, crop_images, normalise, whole_frame_box
 
@@ -82,7 +83,8 @@ class MeshEstimator:
         """Return one Body per box, in the order of the boxes.
 
         Args:
-            frame: (H, W, 3) uint8 BGR; metro_edge.preprocess.read_picture reads one from a file.
+            frame: (H, W, 3) uint8 BGR, or a HostFrame of another format or pitch; metro_edge.preprocess.read_picture
+                reads one from a file.
             boxes: (N, 4) or (4,) x, y, width, height in px; None takes the whole frame as one person's box.
             camera_matrix: (3, 3) of the frame's camera, undistorted; None takes `focal_px`.
 
@@ -90,7 +92,7 @@ class MeshEstimator:
             UserError: a frame, boxes or matrix that are not usable.
             PredictionError: an output of which no body can be made.
         """
-        frame = check_frame(frame)
+        frame = check_frame(frame.bgr() if isinstance(frame, HostFrame) else frame)
         checked = whole_frame_box(frame) if boxes is None else check_boxes(boxes, frame.shape[:2])
         if camera_matrix is None:
             intrinsics = Intrinsics.for_frame(frame.shape[:2], self.focal_px)
