@@ -10,6 +10,8 @@ LINUX_X86_64 = 'platform_system == "Linux" and platform_machine == "x86_64"'
 
 SMPLFITTER = "smplfitter>=0.6"
 CDFLIB = "cdflib>=1.2"  # MIT
+# What docs/examples/cpp_nanobind is compiled with.
+CPP = ["cmake>=3.25", "nanobind>=2.4", "ninja>=1.11"]
 
 EXTRAS = {
     "train": [
@@ -36,8 +38,10 @@ EXTRAS = {
     "openvino": ["openvino>=2025.0"],
     "smpl": [SMPLFITTER],
     "h36m": [CDFLIB],
+    "cpp": CPP,
     "dev": [
         CDFLIB,
+        *CPP,
         "coverage>=7.6",
         "hypothesis>=6.112",
         "mypy>=1.15",

@@ -83,6 +83,7 @@ def test_metadata(wheel: Path) -> None:
         "openvino",
         "smpl",
         "h36m",
+        "cpp",
         "dev",
     }
     assert scripts["console_scripts"]["metro-edge"] == "metro_edge.cli:main"
