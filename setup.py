@@ -48,6 +48,7 @@ EXTRAS = {
         "onnx>=1.17",
         "pre-commit>=4.0",
         "pytest>=8.3",
+        "rosbags>=0.10",  # the message definitions of ROS 2
         "ruff>=0.11",
         "scipy>=1.11",  # writes the made SMPL files of the tests
         "setuptools>=77",

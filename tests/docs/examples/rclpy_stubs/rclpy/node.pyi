@@ -1,0 +1,23 @@
+from collections.abc import Callable
+from typing import TypeVar
+
+from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
+
+MsgT = TypeVar("MsgT")
+ValueT = TypeVar("ValueT", bool, int, float, str, list[float])
+
+class Logger:
+    def warning(self, message: str, *, throttle_duration_sec: float = ...) -> bool: ...
+
+class Node:
+    def __init__(self, node_name: str) -> None: ...
+    def declare_parameter(self, name: str, value: ValueT) -> Parameter[ValueT]: ...
+    def create_publisher(self, msg_type: type[MsgT], topic: str, qos_profile: QoSProfile | int) -> Publisher[MsgT]: ...
+    def create_subscription(
+        self, msg_type: type[MsgT], topic: str, callback: Callable[[MsgT], None], qos_profile: QoSProfile | int
+    ) -> Subscription[MsgT]: ...
+    def get_logger(self) -> Logger: ...
+    def destroy_node(self) -> None: ...
