@@ -5,6 +5,8 @@ import ctypes
 import gc
 import itertools
 import mmap
+import sys
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -363,6 +365,31 @@ def test_what_a_body_gives_to_cpp(estimator, frame):
     kept = body.joints.copy()
     estimator(HostFrame.from_array(frame[:, ::-1].copy()))
     np.testing.assert_array_equal(body.joints, kept)  # no later call writes into it
+
+
+def test_other_threads_run_while_the_network_does(estimator):
+    """Python hands the GIL over only when a call gives it up: otherwise the first that this thread sees is the end."""
+    images = np.zeros((1, 3, 64, 64), np.float32)
+    estimator.session.infer(images)
+    begun, seen, runs = threading.Event(), threading.Event(), []
+
+    def infer() -> None:
+        begun.set()
+        while not seen.is_set() and len(runs) < 500:
+            estimator.session.infer(images)
+            runs.append(None)
+
+    before = sys.getswitchinterval()
+    thread = threading.Thread(target=infer)
+    try:
+        sys.setswitchinterval(1000.0)
+        thread.start()
+        begun.wait()
+        seen.set()
+    finally:
+        sys.setswitchinterval(before)
+        thread.join()
+    assert len(runs) < 500
 
 
 def test_it_says_what_it_is():
