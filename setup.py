@@ -13,6 +13,11 @@ CDFLIB = "cdflib>=1.2"  # MIT
 # What docs/examples/cpp_nanobind is compiled with.
 CPP = ["cmake>=3.25", "nanobind>=2.4", "ninja>=1.11"]
 
+VIDEO = "av>=14"  # BSD; FFmpeg with an H.264 encoder, which OpenCV's wheels lack
+TRACKERS = "trackers>=2.6"  # Apache-2.0
+PANDAS = "pandas>=2.2"
+VISER = "viser>=1.0"  # Apache-2.0; the browser's 3D view
+
 EXTRAS = {
     "train": [
         *TORCH,
@@ -39,11 +44,20 @@ EXTRAS = {
     "smpl": [SMPLFITTER],
     "h36m": [CDFLIB],
     "cpp": CPP,
+    "video": [VIDEO],
+    "track": [TRACKERS],
+    "pandas": [PANDAS],
+    "view": [VISER],
     "dev": [
         CDFLIB,
         *CPP,
+        PANDAS,
+        TRACKERS,
+        VIDEO,
+        VISER,
         "coverage>=7.6",
         "hypothesis>=6.112",
+        "motmetrics>=1.4",  # MIT; our scores of identities are compared with it
         "mypy>=1.15",
         "onnx>=1.17",
         "pre-commit>=4.0",

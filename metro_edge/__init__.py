@@ -6,6 +6,9 @@
     with MeshEstimator.from_bundle() as estimator:
         bodies = estimator(read_picture("person.jpg"))
 
+    for frame in metro_edge.stream("clip.mp4"):
+        print(frame.time_s, frame.identities, frame.bodies)
+
 The names below are imported when they are first used, so that importing the package loads no engine.
 """
 
@@ -21,10 +24,11 @@ if TYPE_CHECKING:
     from metro_edge.estimator import MeshEstimator
     from metro_edge.frames import HostFrame
     from metro_edge.spec import ModelSpec
+    from metro_edge.video.stream import stream
 
     __version__: str
 
-__all__ = ["Body", "Bundle", "HostFrame", "MeshEstimator", "ModelSpec", "UserError", "__version__"]
+__all__ = ["Body", "Bundle", "HostFrame", "MeshEstimator", "ModelSpec", "UserError", "__version__", "stream"]
 
 _HOMES = {
     "Body": "metro_edge.body",
@@ -33,6 +37,7 @@ _HOMES = {
     "MeshEstimator": "metro_edge.estimator",
     "ModelSpec": "metro_edge.spec",
     "UserError": "metro_edge.errors",
+    "stream": "metro_edge.video.stream",
 }
 
 

@@ -59,7 +59,7 @@ class DemoAssets:
             raise UserError(f"this installation of metro-edge has no demonstration at {folder}")
         picture = read_picture(folder / "picture.jpg")
         video = VideoFile(folder / "clip.mp4")
-        clip = list(video)
+        clip = [frame.image for frame in video]
         truth = _read_truth(folder / "truth.npz")
         boxes, ids, vertices = truth["boxes"], truth["frame_ids"].astype(np.int64), truth["vertices"]
         if boxes.shape != (len(clip), 4) or not len(clip):

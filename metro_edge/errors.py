@@ -19,6 +19,10 @@ class DeviceError(UserError):
     """The GPU or its driver failed: no memory left, a fault in a kernel, a device that is lost."""
 
 
+class NobodyError(PredictionError):
+    """Numbers as a network gives them for a box in which nobody is; in a video the person is lost, not the run."""
+
+
 class MissingExtraError(UserError):
     """An optional part that is not installed.
 

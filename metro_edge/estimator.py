@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from metro_edge.backends import Outputs, Session, open_session
 from metro_edge.body import Body
 from metro_edge.bundle import Bundle
+from metro_edge.errors import NobodyError
 from metro_edge.frames import HostFrame
 from metro_edge.postprocess import Intrinsics, bodies_from_outputs
-from metro_edge.preprocess import check_boxes, check_frame, crop_images, normalise, whole_frame_box
+from metro_edge.preprocess import Frame, check_boxes, check_frame, crop_images, normalise, whole_frame_box
+from metro_edge.timing import StageClock
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -98,14 +101,56 @@ class MeshEstimator:
             intrinsics = Intrinsics.for_frame(frame.shape[:2], self.focal_px)
         else:
             intrinsics = Intrinsics.from_matrix(camera_matrix)
+        return self._placed(self._outputs(frame, checked, StageClock()), checked, intrinsics)
+
+    def found(
+        self, frame: Frame, boxes: ArrayLike, intrinsics: Intrinsics | None = None, clock: StageClock | None = None
+    ) -> list[Body | None]:
+        """Return one Body per box as `__call__` does, and None for a box whose numbers say that nobody is in it.
+
+        Args:
+            frame: (H, W, 3) uint8 BGR.
+            boxes: (N, 4) x, y, width, height in px.
+            intrinsics: of the frame's camera; None takes `focal_px`.
+            clock: is told the times of the stages crop, network and place.
+
+        Raises:
+            UserError: a frame or boxes that are not usable.
+            PredictionError: an output that is broken.
+        """
+        frame, clock = check_frame(frame), clock or StageClock()
+        checked = check_boxes(boxes, frame.shape[:2])
+        intrinsics = intrinsics or Intrinsics.for_frame(frame.shape[:2], self.focal_px)
+        outputs = self._outputs(frame, checked, clock)
+        with clock("place"):
+            try:
+                return [*self._placed(outputs, checked, intrinsics)]
+            except NobodyError:
+                assert outputs is not None  # without boxes nothing can raise
+                rows = [outputs.row(number) for number in range(len(checked))]
+                return [self._one(row, box, intrinsics) for row, box in zip(rows, checked, strict=True)]
+
+    def _one(self, outputs: Outputs, box: NDArray[np.float64], intrinsics: Intrinsics) -> Body | None:
+        try:
+            return self._placed(outputs, box[None], intrinsics)[0]
+        except NobodyError:
+            return None
+
+    def _outputs(self, frame: Frame, boxes: NDArray[np.float64], clock: StageClock) -> Outputs | None:
+        """Run the network over the boxes, MAX_BATCH at once; None without boxes."""
         spec = self.bundle.spec
         parts = []
-        for start in range(0, len(checked), MAX_BATCH):
-            crops = crop_images(frame, checked[start : start + MAX_BATCH], spec)
-            parts.append(self.session.infer(normalise(crops, spec)))
-        if not parts:
+        for start in range(0, len(boxes), MAX_BATCH):
+            with clock("crop"):
+                images = normalise(crop_images(frame, boxes[start : start + MAX_BATCH], spec), spec)
+            with clock("network"):
+                parts.append(self.session.infer(images))
+        return Outputs.joined(parts) if parts else None
+
+    def _placed(self, outputs: Outputs | None, boxes: NDArray[np.float64], intrinsics: Intrinsics) -> list[Body]:
+        if outputs is None:
             return []
-        return bodies_from_outputs(Outputs.joined(parts), checked, intrinsics, spec, self.bundle.template)
+        return bodies_from_outputs(outputs, boxes, intrinsics, self.bundle.spec, self.bundle.template)
 
     def close(self) -> None:
         """Free the engine; doing it twice is fine."""

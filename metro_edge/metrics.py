@@ -146,6 +146,24 @@ def mean_mm(errors: ArrayLike) -> float:
     return float(values.mean() * 1000.0)
 
 
+def acceleration_error_mm(points: ArrayLike, truth: ArrayLike | None = None) -> float:
+    """Return the jitter of points (F, P, 3) metres of F frames in a row: the mean acceleration error, mm per frame^2.
+
+    That is the mean norm of the second difference of points minus truth (HMMR, Kanazawa et al., CVPR 2019; VIBE).
+    Without a truth it is the mean acceleration itself, which contains the person's own.
+
+    Raises:
+        UserError: fewer than 3 frames, or shapes that differ.
+    """
+    a = np.asarray(points, np.float64)
+    b = np.zeros_like(a) if truth is None else np.asarray(truth, np.float64)
+    if a.shape != b.shape or a.ndim != 3:
+        raise UserError(f"points and truth must have one shape (F, P, 3), got {a.shape} and {b.shape}")
+    if len(a) < 3:
+        raise UserError(f"an acceleration needs at least 3 frames, got {len(a)}")
+    return mean_mm(np.linalg.norm(np.diff(a - b, n=2, axis=0), axis=-1))
+
+
 def _pair(first: ArrayLike, second: ArrayLike, has_label: ArrayLike | None) -> tuple[Errors, Errors]:
     """Return both as float64 (N, P, 3), labelled samples only."""
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metro_edge.backends import Outputs
 from metro_edge.body import Body
-from metro_edge.errors import PredictionError, UserError
+from metro_edge.errors import NobodyError, PredictionError, UserError
 from metro_edge.preprocess import crop_squares
 from metro_edge.spec import ModelSpec
 from metro_edge.template import BodyTemplate
@@ -82,8 +82,8 @@ def bodies_from_outputs(
         spec, template: of the network.
 
     Raises:
-        PredictionError: an output that is not finite, a scale that is not positive, or a body that reaches
-            behind the camera.
+        PredictionError: an output that is not finite.
+        NobodyError: a scale that is not positive, or a body that reaches behind the camera.
     """
     check_outputs(outputs)
     root = root_of_outputs(outputs, spec, template)
@@ -95,7 +95,7 @@ def bodies_from_outputs(
     nearest = translation[:, 2] + solid[..., 2].min(axis=1)
     if (nearest < MIN_DEPTH_M).any():
         person = int(nearest.argmin())
-        raise PredictionError(
+        raise NobodyError(
             f"person {person} at {translation[person, 2]:.2f} m would reach behind the camera: "
             f"is a focal length of {intrinsics.focal_px:g} px right?"
         )
@@ -116,7 +116,7 @@ def bodies_from_outputs(
 
 
 def check_outputs(outputs: Outputs) -> None:
-    """Raise PredictionError unless all values are finite and every scale s is positive."""
+    """Raise PredictionError unless all values are finite, NobodyError unless every scale s is positive."""
     for name, values in outputs.given.items():
         bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if bad.any():
@@ -126,7 +126,7 @@ def check_outputs(outputs: Outputs) -> None:
             )
     scale = outputs.camera[:, 0]
     if (scale <= 0).any():
-        raise PredictionError(
+        raise NobodyError(
             f"the network's camera scale of person {int(scale.argmin())} is {scale.min():g}, not positive: "
             "nobody is in the box, or the network is not trained"
         )

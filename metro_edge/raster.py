@@ -110,7 +110,10 @@ def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -
     """
     vertices = np.asarray(vertices, np.float32)
     a, b, c = (vertices[faces[:, i]] for i in range(3))
-    crossed = np.cross(b - a, c - a)
+    u, v = b - a, c - a
+    crossed = np.empty_like(u)
+    for axis, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):  # np.cross takes three times as long
+        crossed[:, axis] = u[:, i] * v[:, j] - u[:, j] * v[:, i]
     normals = np.empty_like(vertices)
     corners = np.asarray(faces).T.ravel()
     for axis in range(3):  # bincount is several times faster than np.add.at

@@ -55,21 +55,30 @@ class OneEuro:
         self.max_gap_s = max_gap_s
         self._tracks: dict[Hashable, _Track] = {}
 
-    def __call__(self, points: ArrayLike, tracks: Sequence[Hashable], time_s: float) -> FloatArray:
+    def __call__(
+        self, points: ArrayLike, tracks: Sequence[Hashable], time_s: float, confidence: ArrayLike | None = None
+    ) -> FloatArray:
         """Return the smoothed points (N, P, D) float64 of one frame.
 
         Args:
             points: (N, P, D), such as joints in metres; N may be 0 and differ from frame to frame.
             tracks: (N,) who each row is; a track that is new, or was away for over `max_gap_s`, comes back as it is.
             time_s: when the frame was taken, in seconds from any start; later than the call before for a track.
+            confidence: (N, P) or (N, 1), 0 to 1: the share of a new point that the filter would take is multiplied by
+                it, so that a point of confidence 0 stays where it was. None is 1 everywhere.
 
         Raises:
             UserError: points that are not finite or not (N, P, D), tracks of another number or named twice, another
-                P or D than the track had, or a time that does not go on. Nothing is remembered of such a frame.
+                P or D than the track had, a time that does not go on, or a confidence that is none. Nothing is
+                remembered of such a frame.
         """
         array = self._checked(points, tracks, time_s)
         result = np.empty_like(array)
-        states = {track: self._next(track, row, time_s) for track, row in zip(tracks, array, strict=True)}
+        weights = _checked_confidence(confidence, array)
+        states = {
+            track: self._next(track, row, time_s, weight)
+            for track, row, weight in zip(tracks, array, weights, strict=True)
+        }
         for row, state in zip(result, states.values(), strict=True):
             row[:] = state.points
         self._tracks.update(states)
@@ -85,14 +94,14 @@ class OneEuro:
         """Forget all tracks, as between two clips."""
         self._tracks.clear()
 
-    def _next(self, track: Hashable, row: FloatArray, time_s: float) -> _Track:
+    def _next(self, track: Hashable, row: FloatArray, time_s: float, weight: FloatArray) -> _Track:
         last = self._tracks.get(track)
         if last is None or time_s - last.time_s > self.max_gap_s:
             return _Track(row.copy(), np.zeros_like(row), time_s)
         step_s = time_s - last.time_s
         share = smoothing_share(self.speed_cutoff_hz, step_s)
         speed = share * (row - last.points) / step_s + (1.0 - share) * last.speed
-        share_of_points = smoothing_share(self.min_cutoff_hz + self.beta * np.abs(speed), step_s)
+        share_of_points = smoothing_share(self.min_cutoff_hz + self.beta * np.abs(speed), step_s) * weight
         return _Track(share_of_points * row + (1.0 - share_of_points) * last.points, speed, time_s)
 
     def _checked(self, points: ArrayLike, tracks: Sequence[Hashable], time_s: float) -> FloatArray:
@@ -119,6 +128,18 @@ class OneEuro:
             if last.points.shape != array.shape[1:]:
                 raise UserError(f"track {track!r} had points {last.points.shape}, now {array.shape[1:]}; call reset()")
         return array
+
+
+def _checked_confidence(confidence: ArrayLike | None, points: FloatArray) -> FloatArray:
+    """Return confidence (N, P or 1, 1) for points (N, P, D); raises UserError."""
+    if confidence is None:
+        return np.ones((len(points), 1, 1))
+    array = np.asarray(confidence, np.float64)
+    if array.ndim != 2 or array.shape[0] != len(points) or array.shape[1] not in (1, points.shape[1]):
+        raise UserError(f"confidence must be (N, P) or (N, 1) for points {points.shape}, got {array.shape}")
+    if not ((array >= 0) & (array <= 1)).all():
+        raise UserError("confidence must be between 0 and 1")
+    return array[..., None]
 
 
 def smoothing_share(cutoff_hz: FloatArray | float, step_s: float) -> FloatArray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,3 +74,29 @@ def measure(call: Callable[[], object], calls: int = 50, warmup: int = 5, limit_
         if limit_s is not None and after - start > limit_s:
             break
     return Latency(np.array(samples), warmup)
+
+
+class StageClock:
+    """Adds up where the time of a frame goes, by the names of its stages.
+
+    with clock("network"):
+        ...
+    stages_ms = clock.take()
+    """
+
+    def __init__(self) -> None:
+        self._ms: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count what runs under `with` towards `stage`, also when it raises."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._ms[stage] = self._ms.get(stage, 0.0) + (time.perf_counter() - began) * 1000.0
+
+    def take(self) -> dict[str, float]:
+        """Return stage -> milliseconds since the last call, and begin anew."""
+        taken, self._ms = self._ms, {}
+        return taken

@@ -84,6 +84,10 @@ def test_metadata(wheel: Path) -> None:
         "smpl",
         "h36m",
         "cpp",
+        "video",
+        "track",
+        "pandas",
+        "view",
         "dev",
     }
     assert scripts["console_scripts"]["metro-edge"] == "metro_edge.cli:main"

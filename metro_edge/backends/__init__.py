@@ -48,6 +48,11 @@ class Outputs(NamedTuple):
         columns = zip(*parts, strict=True)
         return cls(*(None if values[0] is None else np.concatenate(values) for values in columns))  # type: ignore[arg-type]
 
+    def row(self, number: int) -> Outputs:
+        """Return the outputs of one image of the batch, (1, ...)."""
+        columns = (None if values is None else values[number : number + 1] for values in self)
+        return Outputs(*columns)  # type: ignore[arg-type]
+
     @property
     def given(self) -> dict[str, FloatArray]:
         """The outputs that there are, by name."""

@@ -1,4 +1,4 @@
-"""`metro-edge run`: bodies in pictures, as overlay, JSON and meshes."""
+"""`metro-edge run`: bodies in pictures, videos and live sources, as overlay, JSON, meshes and motion."""
 
 from __future__ import annotations
 
@@ -16,23 +16,35 @@ if TYPE_CHECKING:
     from metro_edge.smpl.fit import SmplFitter, SmplParameters
 from metro_edge.spec import CROP_RULES
 
+STREAM_OPTIONS = (
+    "boxes_file", "detector", "detect_every", "start", "end", "stride", "fps", "no_smoothing", "write", "draw",
+)  # fmt: skip
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to `subparsers`, what `ArgumentParser.add_subparsers` returned."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "run",
-        help="find bodies in pictures",
-        description="Write an overlay (PNG), joints and cameras (JSON) and one mesh per person (OBJ, GLB).",
+        help="find bodies in pictures, videos, cameras and streams",
+        description="Of pictures: an overlay (PNG), joints and cameras (JSON) and one mesh per person (OBJ, GLB). Of a "
+        "video, a folder of pictures or a live source: what --write names. Ctrl-C and SIGTERM end a run in good order.",
     )
-    parser.add_argument("pictures", metavar="PICTURE", nargs="+", type=Path, help="JPEG, PNG, WebP, TIFF or BMP")
+    parser.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
+        help="pictures (JPEG, PNG, WebP, TIFF, BMP); or one video file, folder of pictures, camera number (0), address "
+        "(rtsp://...) or GStreamer description",
+    )
     parser.add_argument(
         "--box",
         metavar="X,Y,W,H",
         dest="boxes",
         action="append",
         type=parse_box,
-        help="box of a person in pixels, once per person, for one picture (default: the whole picture is one "
-        "person's box); write --box=-5,0,90,200 when it starts with a minus",
+        help="box of a person in pixels, once per person, for one picture or all frames (default: the whole picture is "
+        "one person's box; in videos one prominent person is followed); write --box=-5,0,90,200 when it starts with "
+        "a minus",
     )
     add_model_options(parser)
     parser.add_argument(
@@ -48,6 +60,7 @@ def add_parser(subparsers: Any) -> None:
         help="focal length in pixels (default: the picture's diagonal, about a normal lens)",
     )
     parser.add_argument("--side-by-side", action="store_true", help="put the bare picture beside the overlay")
+    add_stream_options(parser)
     add_smpl_options(parser)
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, default=Path("out"), help="folder (default: out)")
     parser.set_defaults(run=run)
@@ -63,6 +76,29 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--affinity", metavar="C,C", type=parse_cores, help="CPU cores of the threads, such as 0,2 (default: any)"
     )
+
+
+def add_stream_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of videos and live sources, which `run` and `view` share."""
+    group = parser.add_argument_group("videos and live sources", "see docs/live.md")
+    group.add_argument(
+        "--boxes", metavar="FILE", dest="boxes_file", type=Path, help="people's boxes, MOT (.txt) or COCO (.json)"
+    )
+    group.add_argument("--detector", metavar="ONNX", type=Path, help="network that finds people, see docs/live.md")
+    group.add_argument("--detect-every", metavar="N", type=int, help="run the detector every N-th frame (default: 5)")
+    group.add_argument("--start", metavar="S", type=float, default=0.0, help="seconds to leave out at the beginning")
+    group.add_argument("--end", metavar="S", type=float, help="second to stop at")
+    group.add_argument("--stride", metavar="N", type=int, default=1, help="take every N-th frame")
+    group.add_argument("--fps", metavar="F", type=float, help="rate of a folder of pictures (default: 25)")
+    group.add_argument("--no-smoothing", action="store_true", help="leave bodies as the network gives them")
+    group.add_argument(
+        "--write", metavar="KIND,KIND", type=lambda text: tuple(text.split(",")),
+        help="what to make: jsonl, overlay, npz, mesh-npz, glb, bvh, window (default: jsonl,overlay)",
+    )  # fmt: skip
+    group.add_argument(
+        "--draw", metavar="PART,PART", type=lambda text: tuple(text.split(",")),
+        help="what the overlay shows: mesh, skeleton, boxes, labels, side (default: mesh,boxes,labels)",
+    )  # fmt: skip
 
 
 def add_smpl_options(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +147,20 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Process the pictures and print what was written; returns the exit code."""
+    """Process the sources and print what was written; returns the exit code."""
+    from metro_edge.cli._streaming import is_stream, run_stream
+
+    if is_stream(args.sources):
+        return run_stream(args)
+    args.pictures = [Path(source) for source in args.sources]
+    given = [name for name in STREAM_OPTIONS if getattr(args, name) not in (None, False, 0.0, 1)]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} goes with a video, a folder of pictures or a live source")
+    return run_pictures(args)
+
+
+def run_pictures(args: argparse.Namespace) -> int:
+    """Process pictures one by one and print what was written; returns the exit code."""
     from tqdm import tqdm
 
     from metro_edge.estimator import MeshEstimator

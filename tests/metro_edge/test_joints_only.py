@@ -19,6 +19,7 @@ from metro_edge.postprocess import centre_on_root
 from metro_edge.spec import ModelSpec
 from metro_edge.video.overlay import draw_bodies, draw_skeletons
 from tests.metro_edge.conftest import PASSPORT, made_network
+from tests.metro_edge.video.clips import write_clip
 
 OUTPUTS = ("camera", "joints", "mesh_joints")
 BOXES = [[10.0, 5, 60, 100], [80, 20, 40, 90]]
@@ -112,3 +113,12 @@ def test_version_1_specs_promise_the_mesh(spec):
     values = json.loads(spec.to_json())
     values.pop("outputs")
     assert "vertices" in ModelSpec.from_json(json.dumps(values | {"schema_version": 1})).outputs
+
+
+def test_a_video_has_joints_and_motion_and_no_meshes(joints_only, tmp_path, capsys):
+    clip = write_clip(tmp_path / "a.mp4", 4)
+    start = ["run", "--bundle", str(joints_only.path), str(clip), "--box", "0,0,64,48", "-o", str(tmp_path / "out")]
+    assert main([*start, "--write", "glb,jsonl"]) == 2
+    assert "glb: this bundle's network gives joints alone" in capsys.readouterr().err
+    assert main([*start, "--write", "jsonl,overlay,bvh,npz"]) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 4

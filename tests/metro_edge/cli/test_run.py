@@ -77,7 +77,6 @@ def bad_cases(tmp_path: Path, picture: Path) -> dict[str, tuple[list[object], st
         "corrupt picture": ([tmp_path / "broken.jpg"], "broken.jpg"),
         "second picture missing": ([picture, tmp_path / "none.jpg"], "no picture at"),
         "picture cut short": ([tmp_path / "cut.jpg"], "cut.jpg is a picture that is cut short"),
-        "folder for a picture": ([tmp_path], "cannot read picture"),
         "empty box": ([picture, "--box", "5,5,0,10"], "empty"),
         "box of less than a pixel": ([picture, "--box", "5,5,0.5,10"], "must be at least 1 px"),
         "box of negative size": ([picture, "--box=50,50,-5,10"], "must be at least 1 px"),

@@ -1,0 +1,170 @@
+"""Sources that do not wait: webcams, network streams, GStreamer descriptions; opened again when they break."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from metro_edge.errors import UserError
+from metro_edge.preprocess import check_frame
+from metro_edge.video.sources import DEFAULT_FPS, MAX_FPS, Source, SourceFrame, Span
+
+ADDRESSES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://", "rtp://")
+OPEN_TIMEOUT_MS = READ_TIMEOUT_MS = 5000
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
+GIVE_UP_S = 60.0
+
+
+class LiveSource(Source):
+    """A camera (by number or device file), an address, or a GStreamer description that ends in `appsink`.
+
+    When it breaks it is opened again: after 0.5 s, then after twice as long each time, up to 15 s; what happened is in
+    `notes`. After `give_up_s` without a frame reading ends with an error. Times go on across a break.
+
+    Attributes:
+        reconnects: how often it was opened again with success.
+
+    Raises:
+        UserError: at the first opening, when it cannot be opened; while reading, when it stays away.
+    """
+
+    live = True
+
+    def __init__(self, what: Any, span: Span = Span(), give_up_s: float = GIVE_UP_S) -> None:  # noqa: B008 (frozen)
+        self.what, self.span, self.give_up_s = what, span, give_up_s
+        self.name, self.stem = _names(what)
+        self.notes, self.reconnects = [], 0
+        self._stop = threading.Event()
+        self._capture: cv2.VideoCapture | None = self._open()
+        fps = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.fps = fps if 0 < fps <= MAX_FPS else DEFAULT_FPS
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        self._stop.clear()
+        began = time.monotonic()
+        capture, self._capture = self._capture or self._open(), None
+        index, taken = -1, 0
+        try:
+            while not self._stop.is_set():
+                ok, image = capture.read()
+                time_s = time.monotonic() - began
+                if self.span.over(time_s):
+                    return
+                if not ok:
+                    capture.release()
+                    again = self._reopened()
+                    if again is None:
+                        return
+                    capture = again
+                    continue
+                index += 1
+                if time_s >= self.span.start_s:
+                    taken += 1
+                    if (taken - 1) % self.span.stride == 0:
+                        yield SourceFrame(index, time_s, check_frame(image))
+        finally:
+            capture.release()
+
+    def interrupt(self) -> None:
+        """End reading, also while it waits to open the source again."""
+        self._stop.set()
+
+    def _reopened(self) -> cv2.VideoCapture | None:
+        """Return the source opened again, None when reading was ended; raises UserError when it stays away."""
+        lost, wait_s = time.monotonic(), FIRST_WAIT_S
+        while not self._stop.wait(min(wait_s, max(0.0, lost + self.give_up_s - time.monotonic()))):
+            try:
+                capture = self._open()
+            except UserError:
+                if time.monotonic() - lost >= self.give_up_s:
+                    raise UserError(
+                        f"{self.name} broke off and did not come back within {self.give_up_s:g} s: unplugged, or the "
+                        "network is down"
+                    ) from None
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+                continue
+            self.reconnects += 1
+            self.notes.append(f"{self.name} broke off and came back after {time.monotonic() - lost:.1f} s")
+            return capture
+        return None
+
+    def _open(self) -> cv2.VideoCapture:
+        target, api = _target(self.what)
+        try:
+            if api == cv2.CAP_FFMPEG:
+                timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS]
+                timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS]
+                capture = cv2.VideoCapture(target, api, timeouts)
+            else:
+                capture = cv2.VideoCapture(target, api)
+            if capture.isOpened():
+                return capture
+            capture.release()
+        except cv2.error:
+            pass
+        raise UserError(f"cannot open {self.name}: {_advice(self.what)}")
+
+
+def is_live(source: Any) -> bool:
+    """Whether `source` names a camera, an address or a GStreamer description."""
+    if isinstance(source, bool):
+        return False
+    if isinstance(source, int):
+        return True
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    text = os.fspath(source)
+    if not isinstance(text, str):
+        return False
+    return text.isdecimal() or text.lower().startswith(ADDRESSES) or " ! " in text or Path(text).is_char_device()
+
+
+def has_gstreamer() -> bool:
+    """Whether this OpenCV was built with GStreamer; the wheels from PyPI are not, Debian's and Jetson's are."""
+    return bool(cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER))
+
+
+def _target(what: Any) -> tuple[Any, int]:
+    """Return what OpenCV is given, and by which of its readers; raises UserError."""
+    if isinstance(what, int):
+        if what < 0:
+            raise UserError(f"cameras are numbered from 0, got {what}")
+        return what, cv2.CAP_ANY
+    text = os.fspath(what)
+    if text.isdecimal():
+        return int(text), cv2.CAP_ANY
+    if " ! " in text:
+        if not has_gstreamer():
+            raise UserError(
+                "this OpenCV has no GStreamer (the wheels of opencv-python have none): use the OpenCV of your "
+                "distribution or of JetPack, or give a file, a camera's number or an address"
+            )
+        return text, cv2.CAP_GSTREAMER
+    return text, cv2.CAP_FFMPEG if text.lower().startswith(ADDRESSES) else cv2.CAP_ANY
+
+
+def _names(what: Any) -> tuple[str, str]:
+    text = os.fspath(what) if isinstance(what, os.PathLike) else str(what)
+    if text.isdecimal():
+        return f"camera {text}", f"camera{text}"
+    if " ! " in text:
+        return "the GStreamer source", "stream"
+    if "://" in text:
+        scheme, _, rest = text.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}", "stream"  # without a password
+    return text, Path(text).stem
+
+
+def _advice(what: Any) -> str:
+    text = str(what)
+    if " ! " in text:
+        return "the description must be valid, begin with a source and end with appsink"
+    if "://" in text:
+        return f"no stream answered within {OPEN_TIMEOUT_MS / 1000:g} s; check the address and the network"
+    return "no such camera, or another program uses it"

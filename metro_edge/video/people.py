@@ -1,0 +1,129 @@
+"""Who is where in each frame: the interface, boxes that are given, and what all ways of following share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metro_edge.body import Body
+from metro_edge.errors import UserError
+from metro_edge.preprocess import check_boxes
+from metro_edge.timing import StageClock
+from metro_edge.video.boxes import BoxTable
+from metro_edge.video.sources import SourceFrame
+
+Boxes = NDArray[np.float64]
+# Boxes (N, 4) in px -> a body each, None where nobody is; runs the network over the frame in hand.
+Estimate = Callable[[Boxes], list[Body | None]]
+EVERY_VERTEX = 8  # of the mesh that is projected for a box: the outline moves by less than a pixel
+JOINTS_MARGIN = 0.12  # of the joints' longer side, from the outermost joints to the outline of the body
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """Someone in a frame.
+
+    Attributes:
+        identity: a number from 1 on that stays with the person while they are followed.
+        body: joints and mesh.
+        confidence: 0 to 1, that someone is there: the detector's score, or how well the network agrees with itself.
+        box: (4,) float64 x, y, width, height in px, around the projected body.
+    """
+
+    identity: int
+    body: Body
+    confidence: float
+    box: Boxes
+
+
+class People(ABC):
+    """A way to know who is where. One object follows one source, from its first frame on."""
+
+    # Told where the time goes; the pipeline puts its own clock here.
+    clock: StageClock = StageClock()
+
+    @abstractmethod
+    def __call__(self, frame: SourceFrame, estimate: Estimate) -> list[Person]:
+        """Return the people in the next frame, running the network by `estimate`."""
+
+
+class GivenPeople(People):
+    """Boxes from a file or the caller: nothing is searched, frames without boxes have nobody.
+
+    Args:
+        table: boxes and, where it has them, identities by frame.
+    """
+
+    def __init__(self, table: BoxTable) -> None:
+        self.table = table
+
+    def __call__(self, frame: SourceFrame, estimate: Estimate) -> list[Person]:
+        """Return a person per box of the table; boxes without identity are numbered in their order."""
+        rows = self.table.of_frame(frame.index)
+        boxes = inside(rows.boxes, frame.image.shape[:2])
+        kept = np.isfinite(boxes).all(axis=1)
+        bodies = estimate(boxes[kept])
+        identities, scores = rows.identities[kept], rows.scores[kept]
+        people = []
+        for body, identity, score in zip(bodies, identities, scores, strict=True):
+            if body is not None:
+                people.append(Person(int(identity), body, float(score), body_box(body)))
+        return people
+
+
+class FixedPeople(People):
+    """The same boxes in every frame, as for people who keep their place."""
+
+    def __init__(self, boxes: ArrayLike) -> None:
+        self.boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+
+    def __call__(self, frame: SourceFrame, estimate: Estimate) -> list[Person]:
+        """Return a person per box, numbered from 1; raises UserError for boxes that do not fit the frame."""
+        bodies = estimate(check_boxes(self.boxes, frame.image.shape[:2]))
+        found = enumerate(bodies, 1)
+        return [Person(number, body, 1.0, body_box(body)) for number, body in found if body is not None]
+
+
+def body_box(body: Body) -> Boxes:
+    """Return the box (4,) around a body in the frame: of its mesh, or of its joints with a margin."""
+    points = body.vertices[::EVERY_VERTEX] if body.has_mesh else body.joints
+    placed = points.astype(np.float64) + body.translation
+    pixels = placed[:, :2] * (body.focal_px / placed[:, 2:]) + body.centre_px
+    low, high = pixels.min(axis=0), pixels.max(axis=0)
+    if not body.has_mesh:
+        margin = JOINTS_MARGIN * float((high - low).max())
+        low, high = low - margin, high + margin
+    return np.concatenate([low, np.maximum(high - low, 1.0)])
+
+
+def inside(boxes: Boxes, frame_hw: tuple[int, int]) -> Boxes:
+    """Return boxes (N, 4) with NaN in the rows that `check_boxes` would refuse: too small, large or outside."""
+    result = np.array(boxes, np.float64).reshape(-1, 4)
+    for row in result:
+        try:
+            check_boxes(row, frame_hw)
+        except UserError:
+            row[:] = np.nan
+    return result
+
+
+def overlap(a: Boxes, b: Boxes) -> NDArray[np.float64]:
+    """Return the intersection over union (N, M) of boxes (N, 4) and (M, 4)."""
+    a, b = np.asarray(a, np.float64).reshape(-1, 1, 4), np.asarray(b, np.float64).reshape(1, -1, 4)
+    low = np.maximum(a[..., :2], b[..., :2])
+    high = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
+    common = np.clip(high - low, 0, None).prod(axis=-1)
+    union = a[..., 2:].prod(axis=-1) + b[..., 2:].prod(axis=-1) - common
+    ratio: NDArray[np.float64] = common / np.maximum(union, 1e-9)
+    return ratio
+
+
+def share_in_frame(box: Boxes, frame_hw: tuple[int, int]) -> float:
+    """Return how much of a box (4,) lies in the frame, 0 to 1."""
+    low = np.maximum(box[:2], 0.0)
+    high = np.minimum(box[:2] + box[2:], (frame_hw[1], frame_hw[0]))
+    return float(np.clip(high - low, 0, None).prod() / max(float(box[2:].prod()), 1e-9))

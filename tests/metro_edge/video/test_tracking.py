@@ -1,0 +1,128 @@
+"""Identities: with the small network, whose bodies stay where they are cropped, and with the shipped one (slow)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import metro_edge
+from benchmarks.mot import clear_mot
+from metro_edge.errors import MissingExtraError, UserError
+from metro_edge.video.detector import Detections
+from metro_edge.video.stream import choose_people
+from metro_edge.video.tracking import DetectedPeople, IdentityTracker
+
+FPS = 25.0
+SIZE_WH = (320, 180)
+Box = tuple[float, float, float, float]
+
+
+class Walks:
+    """A detector that knows: people {identity: (first frame, last frame, x from, x to, y, height)}.
+
+    Attributes:
+        calls: how often it was asked.
+    """
+
+    def __init__(self, people: dict[int, tuple], miss: float = 0.0, noise: float = 0.0) -> None:
+        self.people, self.miss, self.noise = people, miss, noise
+        self.calls, self.frame = 0, 0
+        self._rng = np.random.default_rng(0)
+
+    def truth(self, frame: int) -> dict[int, Box]:
+        boxes = {}
+        for identity, (first, last, x0, x1, y, height) in self.people.items():
+            if first <= frame <= last:
+                x = x0 + (x1 - x0) * (frame - first) / max(last - first, 1)
+                boxes[identity] = (x, y, 0.45 * height, height)
+        return boxes
+
+    def __call__(self, image: np.ndarray) -> Detections:
+        self.calls += 1
+        frame = round(float(image[0, 0, 0]) + 256 * float(image[0, 1, 0]))  # the picture tells its number
+        boxes = [box for box in self.truth(frame).values() if self._rng.random() >= self.miss]
+        array = np.array(boxes, np.float64).reshape(-1, 4)
+        array[:, :2] += self._rng.normal(0, 1, (len(array), 2)) * self.noise * array[:, 2:]
+        return Detections(array, self._rng.uniform(0.6, 0.95, len(array)))
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    frames = []
+    for number in range(count):
+        image = np.full((SIZE_WH[1], SIZE_WH[0], 3), 100, np.uint8)
+        image[0, 0], image[0, 1] = number % 256, number // 256
+        frames.append(image)
+    return frames
+
+
+def followed(walks: Walks, bundle, frames: int, every: int) -> tuple[list, list]:
+    """Truth and what was found, per frame identities and boxes."""
+    truth, found = [], []
+    with metro_edge.stream(pictures(frames), bundle, detector=walks, detect_every=every, fps=FPS) as stream:
+        for result in stream:
+            boxes = walks.truth(result.index)
+            truth.append((list(boxes), np.array(list(boxes.values())).reshape(-1, 4)))
+            found.append((result.identities, np.array([person.box for person in result.people]).reshape(-1, 4)))
+    return truth, found
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_people_who_enter_leave_and_cross_keep_their_identities(shared_bundle, every):
+    walks = Walks(
+        {1: (0, 60, 20, 200, 30, 110), 2: (20, 80, 290, 200, 60, 100), 3: (0, 35, 230, 260, 20, 120)},
+        miss=0.1, noise=0.01,
+    )  # fmt: skip
+    truth, found = followed(walks, shared_bundle, 81, every)
+    score = clear_mot(truth, found)
+    assert score.switches == 0 and score.mota > (0.9 if every == 1 else 0.8), score
+    assert len({identity for identities, _ in found for identity in identities}) == 3
+
+
+def test_the_detector_runs_every_kth_frame_and_when_someone_is_lost(shared_bundle):
+    walks = Walks({1: (0, 99, 100, 100, 30, 110)})
+    _, found = followed(walks, shared_bundle, 50, 10)
+    assert walks.calls == 5 and all(identities == [1] for identities, _ in found[1:])
+    # Someone who leaves the picture is lost, and looked for in the next frame.
+    gone = Walks({1: (0, 99, 100, 100, 30, 110), 2: (0, 30, 200, 330, 30, 110)})
+    followed(gone, shared_bundle, 50, 10)
+    assert gone.calls >= 5
+
+
+def test_someone_who_comes_back_soon_is_the_same_and_later_someone_new(shared_bundle):
+    walks = Walks({1: (0, 20, 100, 100, 30, 110), 2: (35, 60, 100, 100, 30, 110), 3: (140, 170, 100, 100, 30, 110)})
+    _, found = followed(walks, shared_bundle, 171, 1)
+    (first,), (soon,), (later,) = (found[k][0] for k in (10, 50, 165))
+    assert first == soon and later != first and found[100][0] == []
+
+
+def test_boxes_without_identities_get_them(shared_bundle, tmp_path):
+    walks = Walks({1: (0, 40, 20, 120, 30, 110), 2: (0, 40, 250, 150, 40, 100)})
+    rows = []
+    for frame in range(41):
+        for x, y, width, height in walks.truth(frame).values():
+            rows.append(f"{frame + 1},-1,{x + 1},{y + 1},{width},{height},0.9")
+    (tmp_path / "det.txt").write_text("\n".join(rows))
+    with metro_edge.stream(pictures(41), shared_bundle, boxes=tmp_path / "det.txt", fps=FPS) as stream:
+        identities = [result.identities for result in stream]
+    assert all(len(ids) == 2 for ids in identities[1:]) and {i for ids in identities for i in ids} == {1, 2}
+
+
+def test_mistakes(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="N at least 1"):
+        DetectedPeople(Walks({}), 0)
+    with pytest.raises(UserError, match="an ONNX file or an object to call, got int"):
+        DetectedPeople(5)
+    with pytest.raises(UserError, match="no detector at"):
+        choose_people(None, tmp_path / "none.onnx")
+    import builtins
+
+    real = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name in ("trackers", "supervision"):
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match=r"metro-edge\[track\]"):
+        IdentityTracker()
