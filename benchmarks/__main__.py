@@ -59,6 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_run)
 
+    command = commands.add_parser(
+        "kernels",
+        help="time the CUDA kernels on this GPU",
+        description="Time each CUDA kernel on this GPU beside its NumPy and OpenCV twin, print one table and save it.",
+    )
+    command.add_argument("bundle", metavar="BUNDLE", type=Path, nargs="?", help="folder or .zip (default: shipped)")
+    command.add_argument("--people", metavar="N", type=int, nargs="+", default=[1, 4, 16], help="default: 1 4 16")
+    command.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("benchmarks") / "results")
+    command.set_defaults(run=_kernels)
+
     command = commands.add_parser("table", help="print the Markdown of a saved result again")
     command.add_argument("result", metavar="RESULT.json", type=Path)
     command.add_argument(
@@ -86,6 +96,17 @@ def _run(args: argparse.Namespace) -> int:
         output=args.output,
     )
     _, markdown, paths = run(settings)
+    print(markdown)
+    print("\n".join(f"wrote {path}" for path in paths), file=sys.stderr)
+    return 0
+
+
+def _kernels(args: argparse.Namespace) -> int:
+    from benchmarks.kernels import run
+
+    words = ["python -m benchmarks kernels", *([str(args.bundle)] if args.bundle else [])]
+    command = " ".join([*words, "--people", *map(str, args.people)])
+    markdown, paths = run(args.bundle, args.people, args.output, command)
     print(markdown)
     print("\n".join(f"wrote {path}" for path in paths), file=sys.stderr)
     return 0

@@ -14,7 +14,7 @@ from tests.virtual_gpu import build
 from tests.virtual_gpu.device import environment
 
 DEFAULT = ["-q", "-m", "gpu and not slow"]
-TESTS = "tests/metro_edge/cuda"
+TESTS = ("tests/metro_edge/cuda", "tests/benchmarks/test_kernels.py")
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     given = [argument for argument in arguments if argument != "--sanitize"]
     command = [sys.executable, "-m", "pytest", *DEFAULT, *given]
     if not any(argument.startswith(TESTS) for argument in given):
-        command.append(TESTS)
+        command += TESTS
     sys.stdout.flush()
     os.execve(sys.executable, command, variables)
 
