@@ -158,7 +158,8 @@ class Context:
         self.engine, self.addresses, self.shape = engine, {}, None
         self.profile: int | None = None
         self.memory = 0
-        self.alive: list[Any] = []  # callbacks and buffers that streams and graphs may still use
+        self.alive: list[Any] = []  # callbacks that streams and graphs may still use
+        self.arrays: dict[str, np.ndarray] = {}
         engine.library.contexts += 1
 
     def __del__(self) -> None:
@@ -205,7 +206,9 @@ class Context:
 
         count = self.shape[0]
         shapes = {name: (count, *self.engine.get_tensor_shape(name)[1:]) for name in self.engine.names}
-        arrays = {name: self._host(name, shape) for name, shape in shapes.items()}
+        if not self.arrays:  # in the first run, which is not captured
+            self.arrays = {name: self._host(name, shape) for name, shape in shapes.items()}
+        arrays = self.arrays
 
         @HostFunction
         def run(_: int) -> None:
@@ -216,7 +219,7 @@ class Context:
             for name, values in zip(self.engine.outputs, results, strict=True):
                 arrays[name][...] = values
 
-        self.alive.append((run, arrays))
+        self.alive.append(run)
         copies = {} if on_stand_in() else {name: (arrays[name].ctypes.data, arrays[name].nbytes) for name in shapes}
         for name, (host, nbytes) in copies.items():
             if name in self.engine.inputs:
