@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import gc
 import itertools
 import mmap
+import subprocess
 import sys
 import threading
 import weakref
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +128,29 @@ def test_a_mapped_file_and_ctypes(tmp_path: Path):
         mapped.close()
     held = (ctypes.c_ubyte * 144).from_buffer_copy(picture.tobytes())
     assert HostFrame(held, 8, 6).address == ctypes.addressof(held)
+
+
+def test_shared_memory_of_another_process():
+    """A camera process writes, this one reads where it lies."""
+    picture = noise(48, 64, 3)
+    memory = shared_memory.SharedMemory(create=True, size=48 * 256)
+    try:
+        frame = HostFrame(memory.buf, 64, 48, pitch=256)
+        code = (
+            "import sys; from multiprocessing import shared_memory as s; m = s.SharedMemory(sys.argv[1], track=False) "
+            "if sys.version_info >= (3, 13) else s.SharedMemory(sys.argv[1]); d = sys.stdin.buffer.read()\n"
+            "for y in range(48): m.buf[y * 256:y * 256 + 192] = d[y * 192:y * 192 + 192]\n"
+            "m.close()"
+        )
+        subprocess.run([sys.executable, "-c", code, memory.name], input=picture.tobytes(), check=True)
+        np.testing.assert_array_equal(frame.bgr(), picture)
+        with pytest.raises(BufferError):
+            memory.close()
+        del frame
+        memory.close()
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # before Python 3.13 the other process's tracker removes it
+            memory.unlink()
 
 
 def test_arrays_bring_their_own_pitch():
@@ -390,6 +416,18 @@ def test_other_threads_run_while_the_network_does(estimator):
         sys.setswitchinterval(before)
         thread.join()
     assert len(runs) < 500
+
+
+def test_the_lines_of_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "integration.md").read_text(encoding="utf-8")
+    lines = page.split("```python\n")[1].split("```")[0].splitlines()
+    buffer = noise(2048 * (1088 + 540) * 2)
+    names = {"buffer": buffer, "picture": noise(600, 700, 3), "tensor": torch.zeros(4, 6, 3, dtype=torch.uint8),
+             "address": buffer.ctypes.data, "made": []}  # fmt: skip
+    exec("\n".join([lines[0], *(f"made.append({line.split('  #')[0]})" for line in lines[2:])]), names)
+    made = names["made"]
+    assert [frame.format for frame in made] == ["nv12", "nv12", "rgb", "bgr", "bgr"]
+    assert [frame.pitch for frame in made] == [2048, 2048, 2100, 18, 5888]
 
 
 def test_it_says_what_it_is():
