@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import shlex
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from metro_edge.demo import DemoAssets
 
 ROOT = Path(__file__).parents[3]
 SOURCE = ROOT / "docs" / "examples" / "cpp_nanobind"
-pytestmark = pytest.mark.slow  # it compiles nanobind, 25 s of one core
+pytestmark = pytest.mark.slow  # it compiles nanobind, 35 s of one core
 
 
 def documented_commands(build: Path) -> list[list[str]]:
@@ -38,7 +39,7 @@ def documented_commands(build: Path) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def cpp(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("cmake", "ninja"):
         if not (Path(sys.executable).with_name(name).exists() or shutil.which(name)):
             pytest.fail(f"{name} is missing: pip install 'metro-edge[dev]'")
@@ -50,6 +51,11 @@ def cpp(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "warning:" not in done.stdout + done.stderr
+    return build
+
+
+@pytest.fixture(scope="module")
+def cpp(build: Path) -> ModuleType:
     (library,) = build.glob("cpp_pipeline*.so")
     spec = importlib.util.spec_from_file_location("cpp_pipeline", library)
     assert spec is not None and spec.loader is not None
@@ -163,6 +169,33 @@ def test_a_thread_of_cpp_may_call(cpp, watched, picture):
     (here,) = pipeline(frame, [(0, 0, width, height)])
     assert watched.threads[0] != watched.threads[1] == threading.get_ident()
     np.testing.assert_array_equal(np.asarray(there.vertices), np.asarray(here.vertices))
+
+
+def test_a_program_in_cpp_runs_python_inside(cpp, build, estimator):
+    program = build / "cpp_program"
+    if not sysconfig.get_config_var("Py_ENABLE_SHARED") and not program.exists():
+        pytest.skip("this Python has no library that a program can link")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([program, "2"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    expected = []
+    for number in range(2):
+        frame, rows = cpp.Frame(640, 480, "nv12"), np.full((720, 640), 128, np.uint8)
+        rows[:480] = (16 + (np.arange(480) + 40 * number) % 220)[:, None]
+        frame.fill(rows)
+        (person,) = cpp.Pipeline(estimator)(frame, [(160, 0, 320, 480)])
+        expected.append(f"frame {number}: 14 joints, lowest point {person.lowest_m:.3f} m")
+    assert done.stdout.splitlines() == expected
+
+
+def test_a_program_says_what_python_said(build, tmp_path):
+    program = build / "cpp_program"
+    if not program.exists():
+        pytest.skip("this Python has no library that a program can link")
+    (tmp_path / "metro_edge.py").write_text("raise ImportError('not this one')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: not this one\n")
 
 
 def test_errors_come_back_through_cpp(cpp, watched, picture):
