@@ -12,6 +12,7 @@ from metro_edge.cuda.arrays import BYTES_PER_PX, DeviceFrame
 from metro_edge.cuda.dlpack import DLPACK_CUDA, imported
 from metro_edge.cuda.driver import check_memory
 from metro_edge.errors import UserError
+from metro_edge.frames import HostFrame
 from metro_edge.preprocess import check_frame
 
 
@@ -42,8 +43,8 @@ def given_frame(frame: Any, ordinal: int) -> GivenFrame:
     """Return any kind of frame as one.
 
     Args:
-        frame: (H, W, 3) uint8 BGR as a NumPy array; a DeviceFrame; an object with __cuda_array_interface__ or DLPack on
-            a GPU (PyTorch, CuPy, Numba, PyCUDA), (H, W, 3) uint8 BGR, rows with or without gaps.
+        frame: a HostFrame or a DeviceFrame of any format; (H, W, 3) uint8 BGR as a NumPy array, or as an object with
+            __cuda_array_interface__ or DLPack on a GPU (PyTorch, CuPy, Numba, PyCUDA), rows with or without gaps.
         ordinal: of the GPU that it must be on, if it is on any.
 
     Raises:
@@ -51,6 +52,8 @@ def given_frame(frame: Any, ordinal: int) -> GivenFrame:
     """
     if isinstance(frame, DeviceFrame):
         return _on_device(frame, None, frame, ordinal)
+    if isinstance(frame, HostFrame):
+        return GivenFrame(frame.width, frame.height, frame.format, frame.yuv, None, frame.planes(), None, frame)
     if isinstance(getattr(frame, "__cuda_array_interface__", None), dict):
         interface = frame.__cuda_array_interface__
         if interface.get("mask") is not None:

@@ -33,6 +33,8 @@ def opened(
 ) -> Iterator[tuple[DeviceEstimator, StandIn]]:
     """An estimator of a plan of the stand-in, and the library."""
     trt = trt or StandIn()
+    for file, kernel in (("preprocess", "crop_boxes"), ("postprocess", "place")):
+        device.loader.function(file, kernel)  # loading may wait for the GPU, and Python's network there for Python
     monkeypatch.setattr(module, "load_library", lambda name="auto": trt)
     gpu = first_gpu()
     assert gpu is not None

@@ -16,6 +16,7 @@ from metro_edge.cuda.arrays import DeviceArray, DeviceBuffer, DeviceFrame
 from metro_edge.cuda.estimator import DeviceEstimator
 from metro_edge.errors import DeviceError, PredictionError, UserError
 from metro_edge.estimator import MeshEstimator
+from metro_edge.frames import HostFrame
 from metro_edge.plans.info import PlanMismatchError
 from metro_edge.plans.options import BatchProfile
 from metro_edge.preprocess import read_picture
@@ -181,9 +182,11 @@ def test_nv12_as_decoders_give_it(made, shared_bundle):
     y, uv = yuv[:height], np.dstack([part.ravel() for part in np.split(yuv[height:], 2)]).reshape(height // 2, width)
     planes = [DeviceBuffer.of(np.ascontiguousarray(plane)) for plane in (y, uv)]
     given = DeviceFrame(planes[0].pointer, width, height, "nv12", uv_pointer=planes[1].pointer)
+    in_file = HostFrame(np.vstack([y, uv]), width, height, "nv12")
     back = cv2.cvtColorTwoPlane(y, uv.reshape(height // 2, width // 2, 2), cv2.COLOR_YUV2BGR_NV12)
     with MeshEstimator.from_bundle(shared_bundle) as reference:
         compare(estimator(given, BOXES), reference(back, BOXES))
+        compare(estimator(in_file, BOXES), reference(back, BOXES))
 
 
 def test_a_stream_of_the_caller_is_waited_for(made, device, shared_bundle):
