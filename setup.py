@@ -60,6 +60,7 @@ EXTRAS = {
         "motmetrics>=1.4",  # MIT; our scores of identities are compared with it
         "mypy>=1.15",
         "onnx>=1.17",
+        "playwright>=1.45",  # drives a Chromium that is installed, in the test of the viewer
         "pre-commit>=4.0",
         "pytest>=8.3",
         "rosbags>=0.10",  # the message definitions of ROS 2

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from metro_edge.errors import UserError
 
-COMMANDS = ("run", "demo", "info", "build", "plans", "doctor", "selftest", "export-triton")
+COMMANDS = ("run", "view", "demo", "info", "build", "plans", "doctor", "selftest", "export-triton")
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 

@@ -78,8 +78,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_stream_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of videos and live sources, which `run` and `view` share."""
+def add_people_options(parser: argparse.ArgumentParser) -> Any:
+    """Add the options of videos and live sources that `run` and `view` share; returns their group."""
     group = parser.add_argument_group("videos and live sources", "see docs/live.md")
     group.add_argument(
         "--boxes", metavar="FILE", dest="boxes_file", type=Path, help="people's boxes, MOT (.txt) or COCO (.json)"
@@ -91,6 +91,12 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stride", metavar="N", type=int, default=1, help="take every N-th frame")
     group.add_argument("--fps", metavar="F", type=float, help="rate of a folder of pictures (default: 25)")
     group.add_argument("--no-smoothing", action="store_true", help="leave bodies as the network gives them")
+    return group
+
+
+def add_stream_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of videos and live sources."""
+    group = add_people_options(parser)
     group.add_argument(
         "--write", metavar="KIND,KIND", type=lambda text: tuple(text.split(",")),
         help="what to make: jsonl, overlay, npz, mesh-npz, glb, bvh, window (default: jsonl,overlay)",

@@ -50,6 +50,10 @@ class People(ABC):
     def __call__(self, frame: SourceFrame, estimate: Estimate) -> list[Person]:
         """Return the people in the next frame, running the network by `estimate`."""
 
+    def again(self) -> People:
+        """Return the same way to follow people, who knows nobody yet: for a source that begins again."""
+        return self
+
 
 class GivenPeople(People):
     """Boxes from a file or the caller: nothing is searched, frames without boxes have nobody.

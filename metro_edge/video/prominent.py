@@ -61,6 +61,10 @@ class ProminentPerson(People):
                 return [person]
         return []
 
+    def again(self) -> ProminentPerson:
+        """Return one that knows nobody yet."""
+        return ProminentPerson()
+
     def _followed(self, frame: SourceFrame, estimate: Estimate) -> Person | None:
         assert self._box is not None
         if not _usable(self._box, frame):

@@ -115,7 +115,7 @@ def record(stream: Stream, sinks: Sequence[Sink], progress: Progress = lambda re
         UserError: the source broke, or a file could not be written; other files hold what was processed.
     """
     done = Recording()
-    with stopping(stream, done), SinkThread(sinks) as writing:
+    with stopping(stream.stop, done), SinkThread(sinks) as writing:
         clock = stream.people.clock
         try:
             for result in progress(iter(stream), stream.source.count):
@@ -133,8 +133,8 @@ def record(stream: Stream, sinks: Sequence[Sink], progress: Progress = lambda re
 
 
 @contextlib.contextmanager
-def stopping(stream: Stream, done: Recording) -> Iterator[None]:
-    """Under `with`, the first SIGINT or SIGTERM stops the stream after the frame in hand; a second one kills as usual.
+def stopping(stop_reading: Callable[[], None], done: Recording) -> Iterator[None]:
+    """Under `with`, the first SIGINT or SIGTERM calls `stop_reading` and is noted; a second one kills as usual.
 
     Outside of the main thread, where Python takes no signals, it does nothing.
     """
@@ -145,7 +145,7 @@ def stopping(stream: Stream, done: Recording) -> Iterator[None]:
 
     def stop(number: int, _frame: Any) -> None:
         done.signal = number
-        stream.stop()
+        stop_reading()
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:

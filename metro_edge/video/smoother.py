@@ -26,11 +26,11 @@ class BodySmoother:
             one sees in the picture and is known well; depth is guessed from the size.
     """
 
-    def __init__(self, min_cutoff_hz: float = 1.5, beta: float = 3.0, mesh: bool = True) -> None:
+    def __init__(self, min_cutoff_hz: float = 1.5, beta: float = 1.0, mesh: bool = True) -> None:
         self.mesh = mesh
         self.joints = OneEuro(min_cutoff_hz, beta)
         self.vertices = OneEuro(min_cutoff_hz, beta)
-        self.direction = OneEuro(2.0 * min_cutoff_hz, 20.0 * beta)  # 0.1 of the focal length a second is fast
+        self.direction = OneEuro(2.0 * min_cutoff_hz, 60.0 * beta)  # 0.1 of the focal length a second is fast
         self.depth = OneEuro(0.5 * min_cutoff_hz, beta)
 
     def __call__(self, people: Sequence[Person], time_s: float, frame_hw: tuple[int, int]) -> list[Person]:

@@ -131,6 +131,13 @@ class Stream:
         self.ground.update([person.body for person in people])
         return people
 
+    def again(self) -> Stream:
+        """Return a stream of the same source from its beginning, on the same engine, with nobody known yet."""
+        smoother = None if self.smoother is None else BodySmoother(mesh=self.smoother.mesh)
+        stream = Stream(self.source, self.estimator, self.people.again(), smoother)
+        stream._camera = self._camera
+        return stream
+
     def stop(self) -> None:
         """End the iteration after the frame in hand; safe from other threads and from signal handlers."""
         self._stopping = True

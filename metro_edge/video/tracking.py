@@ -89,6 +89,10 @@ class TrackedBoxes(People):
         found = zip(estimate(boxes), identities, scores, strict=True)
         return [Person(int(i), body, float(s), body_box(body)) for body, i, s in found if body is not None and i > 0]
 
+    def again(self) -> TrackedBoxes:
+        """Return one of the same boxes that knows nobody yet."""
+        return TrackedBoxes(self.table)
+
 
 @dataclass
 class _Followed:
@@ -152,6 +156,10 @@ class DetectedPeople(People):
             if identity > 0:
                 people.append(Person(int(identity), body, one.confidence, one.box))
         return people
+
+    def again(self) -> DetectedPeople:
+        """Return one with the same detector that knows nobody yet."""
+        return DetectedPeople(self.detector, self.every)
 
     def _detected(self, frame: SourceFrame, followed: list[_Followed]) -> list[_Followed]:
         """Return whom the detector finds, and those it misses, for a while and with less confidence."""
