@@ -57,8 +57,11 @@ EXTRAS = {
         VISER,
         "coverage>=7.6",
         "hypothesis>=6.112",
+        "ipykernel>=6.29",  # runs the notebook in docs/
         "motmetrics>=1.4",  # MIT; our scores of identities are compared with it
         "mypy>=1.15",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
         "onnx>=1.17",
         "playwright>=1.45",  # drives a Chromium that is installed, in the test of the viewer
         "pre-commit>=4.0",

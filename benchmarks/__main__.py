@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metro_edge.cli import quiet_opencv, run_command
+from metro_edge.errors import UserError
 
+LIVE_PARTS = ("speed", "people", "memory", "drawing", "identities", "smoothing")
 # Heavy imports sit inside the commands, so that --help answers at once.
 
 
@@ -69,6 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("benchmarks") / "results")
     command.set_defaults(run=_kernels)
 
+    command = commands.add_parser(
+        "live",
+        help="speed, memory, identities and jitter of the live pipeline",
+        description="Measure the live pipeline on generated clips with the shipped bundle and print tables. Identities "
+        "and smoothing render their scenes first (minutes, once).",
+    )
+    command.add_argument("parts", metavar="PART", nargs="*", help=f"{', '.join(LIVE_PARTS)} (default: all)")
+    command.add_argument("--frames", metavar="N", type=int, default=3000, help="of the memory's run (default: 3000)")
+    command.set_defaults(run=_live)
+
     command = commands.add_parser("table", help="print the Markdown of a saved result again")
     command.add_argument("result", metavar="RESULT.json", type=Path)
     command.add_argument(
@@ -98,6 +110,17 @@ def _run(args: argparse.Namespace) -> int:
     _, markdown, paths = run(settings)
     print(markdown)
     print("\n".join(f"wrote {path}" for path in paths), file=sys.stderr)
+    return 0
+
+
+def _live(args: argparse.Namespace) -> int:
+    from benchmarks.live import run_parts
+
+    if unknown := set(args.parts) - set(LIVE_PARTS):
+        raise UserError(f"unknown part {', '.join(sorted(unknown))}; known: {', '.join(LIVE_PARTS)}")
+    if args.frames < 200:
+        raise UserError(f"--frames must be at least 200, got {args.frames}")
+    run_parts(args.parts or list(LIVE_PARTS), args.frames)
     return 0
 
 

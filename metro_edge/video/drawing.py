@@ -19,11 +19,11 @@ from metro_edge.preprocess import Frame
 from metro_edge.raster import rasterise
 from metro_edge.template import BodyTemplate
 from metro_edge.video.glb import drawing_level
-from metro_edge.video.overlay import PALETTE, draw_skeletons, shade
+from metro_edge.video.overlay import PALETTE, draw_skeleton_into, shade
 from metro_edge.video.people import Person
 from metro_edge.video.stream import FrameResult
 
-MOST_PX = 65_000  # of the small picture that a group of people who overlap is drawn into, per person
+MOST_PX = 55_000  # of the small picture that a group of people who overlap is drawn into, per person
 FINEST = 2.0  # samples per pixel and axis, for people who are small in the picture
 SIDE_SHARE = 0.32  # of the frame's height, of the side view's sides
 STRIP_PX = 48  # rows that are blended at once
@@ -83,10 +83,9 @@ class Drawer:
             meshes = [mesh for person in result.people if (mesh := self._mesh(person, picture.shape[:2])) is not None]
             for group in _groups(meshes):
                 self._draw(picture, group)
-        bare = [p.body for p in result.people if style.skeleton or not (p.body.has_mesh and style.mesh)]
-        if bare:
-            picture = draw_skeletons(picture, bare)
         for person in result.people:
+            if style.skeleton or not (person.body.has_mesh and style.mesh):
+                draw_skeleton_into(picture, person.body)
             draw_label(picture, person, style)
         if style.side and result.people:
             self._draw_side(picture, result)
@@ -147,34 +146,30 @@ class Drawer:
         low, high = everything.min(axis=0), everything.max(axis=0)
         middle, size = (low + high) / 2, max(1.2 * float((high - low)[1:].max()), 0.5)
         metre_px = side / size
+        small = max(2, side // 2)  # drawn at half the size, enlarged with smooth edges
+        far = 100.0  # metres: from so far away perspective does not show
+        colour, depth = None, None
         for person, points in meshes:
             # The camera's depth becomes x: whoever is nearer to the camera is further left.
             turned = np.stack((middle[2] - points[:, 2], middle[1] - points[:, 1], points[:, 0] - middle[0]), axis=1)
-            pixels = (turned[:, :2] * metre_px + side / 2.0).astype(np.float32)
-            if person.body.has_mesh:
-                self._draw_flat(panel, pixels, turned, colour_of(person.identity))
-            else:
+            if not person.body.has_mesh:
                 bgr = [int(255 * value) for value in colour_of(person.identity)]
-                for x, y in pixels:
+                for x, y in turned[:, :2] * metre_px + side / 2.0:
                     cv2.circle(panel, (round(float(x)), round(float(y))), 2, bgr, -1, cv2.LINE_AA)
+                continue
+            shading = shade(turned, self._faces, colour_of(person.identity))
+            turned[:, 2] += far
+            colour, depth = rasterise(
+                turned.astype(np.float32), self._faces, shading, small / size * far, (small / 2.0, small / 2.0),
+                (small, small), colour=colour, depth=depth, cull_back=True, near_m=far - 20.0, far_m=far + 20.0,
+            )  # fmt: skip
+        if colour is not None and depth is not None:
+            solid = (depth < np.float32(far + 20.0)).astype(np.uint8) * 255
+            layer = cv2.merge([*cv2.split(cv2.convertScaleAbs(colour, alpha=255.0)), solid])
+            blend(panel, np.asarray(cv2.resize(layer, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8))
         floor = round(side / 2.0 + middle[1] * metre_px)
         cv2.line(panel, (0, floor), (side - 1, floor), (150, 150, 150), 1)
         cv2.putText(panel, "side", (8, 18), FONT, 0.5, (220, 220, 220), 1, cv2.LINE_AA)
-
-    def _draw_flat(
-        self, panel: Frame, pixels: NDArray[np.float32], turned: NDArray[np.float64], base: tuple[float, float, float]
-    ) -> None:
-        """Draw a mesh from so far away that perspective does not show."""
-        side, far = len(panel), 100.0
-        vertices = turned.astype(np.float32)
-        vertices[:, 2] += far
-        span = float(np.ptp(pixels[:, 0]) / max(float(np.ptp(turned[:, 0])), 1e-6))
-        colour, depth = rasterise(
-            vertices, self._faces, shade(turned, self._faces, base), span * far, (side / 2.0, side / 2.0), (side, side),
-            cull_back=True, near_m=far - 20.0, far_m=far + 20.0,
-        )  # fmt: skip
-        seen = depth < np.float32(far + 20.0)
-        panel[seen] = (255.0 * colour[seen]).astype(np.uint8)
 
 
 def draw_label(picture: Frame, person: Person, style: Style) -> None:

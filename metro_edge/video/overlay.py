@@ -58,16 +58,21 @@ def draw_skeletons(frame: Frame, bodies: Sequence[Body]) -> Frame:
     """Return a copy of `frame` with joints and bones, left orange, right blue, middle green."""
     canvas: Frame = check_frame(frame).copy()
     for body in bodies:
-        joints = joint_set(body.joint_set)
-        points = body.joints_px
-        thickness = max(1, round(float(np.ptp(points, axis=0).max()) / 120))
-        for a, b in joints.bone_indices:
-            colour = side_bgr(joints.names[a], joints.names[b])
-            cv2.line(canvas, _fixed(points[a]), _fixed(points[b]), colour, thickness, cv2.LINE_AA, _SHIFT)
-        for name, point in zip(joints.names, points, strict=True):
-            radius = (thickness + 1) << _SHIFT
-            cv2.circle(canvas, _fixed(point), radius, side_bgr(name, name), -1, cv2.LINE_AA, _SHIFT)
+        draw_skeleton_into(canvas, body)
     return canvas
+
+
+def draw_skeleton_into(canvas: Frame, body: Body) -> None:
+    """Draw a body's joints and bones into `canvas` itself."""
+    joints = joint_set(body.joint_set)
+    points = body.joints_px
+    thickness = max(1, round(float(np.ptp(points, axis=0).max()) / 120))
+    for a, b in joints.bone_indices:
+        colour = side_bgr(joints.names[a], joints.names[b])
+        cv2.line(canvas, _fixed(points[a]), _fixed(points[b]), colour, thickness, cv2.LINE_AA, _SHIFT)
+    for name, point in zip(joints.names, points, strict=True):
+        radius = (thickness + 1) << _SHIFT
+        cv2.circle(canvas, _fixed(point), radius, side_bgr(name, name), -1, cv2.LINE_AA, _SHIFT)
 
 
 def side_by_side(*frames: Frame) -> Frame:

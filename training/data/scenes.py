@@ -140,6 +140,8 @@ def _bodies_of(walker: Walker, frames: int, fps: float) -> dict[int, tuple[Any, 
     heading = float(np.degrees(np.arctan2(way[0], -way[1])))
     speed = float(np.linalg.norm(way)) / (walker.to_s - walker.from_s)
     numbers = [n for n in range(frames) if walker.from_s <= n / fps < walker.to_s]
+    if not numbers:
+        return {}
     poses = []
     for number in numbers:
         poser = Poser(rig)
