@@ -32,7 +32,7 @@ from metro_edge.video.prominent import ProminentPerson
 from metro_edge.video.recording import open_sinks, record
 from metro_edge.video.smoother import BodySmoother
 from metro_edge.video.sources import Source, SourceFrame, VideoFile
-from metro_edge.video.stream import FrameResult, Stream
+from metro_edge.video.stream import FrameResult, Stream, stream_threads
 
 SIZE_WH = (1280, 720)
 CROWD = (1, 2, 4, 8, 16)
@@ -71,7 +71,7 @@ def write_720p(path: Path, copies: int = 1) -> Path:
 def run_to_json_lines(video: Source, precision: str, people: People, threads: int | None = None) -> tuple[Any, float]:
     """Return the recording of a run into JSON Lines, and its frames a second until the file is finished."""
     with tempfile.TemporaryDirectory() as folder:
-        estimator = MeshEstimator.from_bundle(precision=precision, threads=threads)
+        estimator = MeshEstimator.from_bundle(precision=precision, threads=threads or stream_threads())
         with Stream(video, estimator, people, BodySmoother(mesh=False)) as stream:
             sinks = open_sinks(["jsonl"], Path(folder), stream, Style())
             began = time.perf_counter()
@@ -115,7 +115,7 @@ def memory(folder: Path, frames: int = 3000) -> str:
                 resident.append((number, resident_mib()))
             yield result
 
-    estimator = MeshEstimator.from_bundle(precision="int8")
+    estimator = MeshEstimator.from_bundle(precision="int8", threads=stream_threads())
     with Stream(Looped(video, frames), estimator, ProminentPerson(), BodySmoother(mesh=False)) as stream:
         began = time.perf_counter()
         done = record(stream, open_sinks(["jsonl", "npz", "bvh"], folder, stream, Style()), watched)

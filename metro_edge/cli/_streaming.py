@@ -40,7 +40,7 @@ def open_stream(args: argparse.Namespace, mesh: bool = True) -> Stream:
     from metro_edge.estimator import MeshEstimator
     from metro_edge.video.smoother import BodySmoother
     from metro_edge.video.sources import Span, open_source
-    from metro_edge.video.stream import DETECT_EVERY, Stream, choose_people
+    from metro_edge.video.stream import DETECT_EVERY, Stream, choose_people, stream_threads
 
     if args.boxes and args.boxes_file:
         raise UserError("--box and --boxes exclude each other: give one of them")
@@ -50,7 +50,7 @@ def open_stream(args: argparse.Namespace, mesh: bool = True) -> Stream:
         args.bundle,
         args.precision,
         args.backend,
-        threads=args.threads,
+        threads=stream_threads() if args.threads is None and args.affinity is None else args.threads,
         focal_px=args.focal_px,
         crop_rule=args.crop_rule,
         affinity=args.affinity,

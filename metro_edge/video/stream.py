@@ -196,7 +196,7 @@ def stream(
         detect_every: frames from one detection to the next; in between people are followed by their bodies.
         smooth: smooth bodies over time.
         mesh: smooth the meshes too; False saves a millisecond a person for users of joints alone.
-        precision, backend, threads: of the network, see MeshEstimator.from_bundle.
+        precision, backend, threads: of the network, see MeshEstimator.from_bundle; None leaves a core to decoding.
         focal_px: focal length of the camera in px; None takes EXIF data, else the frame's diagonal.
         camera_matrix: (3, 3) of the camera, undistorted; comes before `focal_px`.
         start_s, end_s, stride: which frames, see metro_edge.video.sources.Span.
@@ -207,8 +207,15 @@ def stream(
     """
     people = choose_people(boxes, detector, detect_every)
     opened = open_source(source, Span(start_s, end_s, stride), fps)
+    threads = stream_threads() if threads is None else threads
     estimator = MeshEstimator.from_bundle(bundle, precision, backend, threads=threads, focal_px=focal_px)
     return Stream(opened, estimator, people, BodySmoother(mesh=mesh) if smooth else None, camera_matrix)
+
+
+def stream_threads() -> int:
+    """Return the network's threads where none were given: a core is left to decoding, drawing and encoding."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - 1)
 
 
 def choose_people(boxes: Any, detector: Any, detect_every: int = DETECT_EVERY) -> People:

@@ -16,6 +16,7 @@ from metro_edge.timing import StageClock
 from metro_edge.video.people import People, Person, body_box, inside, overlap, share_in_frame
 from metro_edge.video.smoother import BodySmoother
 from metro_edge.video.sources import SourceFrame
+from metro_edge.video.stream import stream_threads
 from tests.metro_edge.video.clips import write_clip
 
 FAST = {"precision": "int8", "threads": 1}
@@ -201,3 +202,10 @@ def test_int8_adds_little_jitter_and_smoothing_takes_most_of_it(assets):
     assert jitter("int8", True) < 1.05 * jitter("fp32", True)
     assert jitter("int8", False) < 1.08 * jitter("fp32", False)  # as the network gives it: 5.3 % on this clip
     assert jitter("int8", True) < 0.5 * jitter("int8", False)
+
+
+def test_a_core_is_left_to_decoding(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert stream_threads() == 3
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    assert stream_threads() == 1
