@@ -20,7 +20,7 @@ DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-gpu test-cuda compute-sanitizer ptx lint clean
+.PHONY: help demo test test-slow test-gpu test-cuda coverage-cuda compute-sanitizer ptx lint clean
 
 help:
 	@sed -n '1,5s/^# //p' Makefile
@@ -41,6 +41,12 @@ test-cuda: $(DEV)
 	@echo "pytest: the CUDA kernels on a stand-in for the GPU"
 	@$(BIN)/python -m tests.virtual_gpu $(PYTEST_ARGS)
 	@$(BIN)/python -m tests.virtual_gpu --sanitize $(PYTEST_ARGS)
+
+# Which lines of the launchers and of the TensorRT session the stand-in runs.
+coverage-cuda: $(DEV)
+	@$(BIN)/python -m coverage erase
+	@COVERAGE_RUN=1 $(BIN)/python -m tests.virtual_gpu $(PYTEST_ARGS)
+	@$(BIN)/python -m coverage report --include 'metro_edge/cuda/*,metro_edge/backends/tensorrt.py'
 
 test-slow: $(DEV)
 	@echo "pytest: the slow tests (minutes)"

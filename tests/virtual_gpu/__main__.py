@@ -26,7 +26,8 @@ def main(arguments: list[str]) -> int:
         print(f"tests of the CUDA kernels left out: {error}")
         return 0
     given = [argument for argument in arguments if argument != "--sanitize"]
-    command = [sys.executable, "-m", "pytest", *DEFAULT, *given]
+    runner = ["-m", "coverage", "run", "-m", "pytest"] if os.environ.get("COVERAGE_RUN") else ["-m", "pytest"]
+    command = [sys.executable, *runner, *DEFAULT, *given]
     if not any(argument.startswith(TESTS) for argument in given):
         command += TESTS
     sys.stdout.flush()

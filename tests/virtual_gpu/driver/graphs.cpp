@@ -183,8 +183,10 @@ DRIVER cuStreamEndCapture(CUstream stream, CUgraph *graph) {
   Stream *known = stream_of(stream);
   if (!known) return CUDA_ERROR_INVALID_HANDLE;
   if (!known->capture) return CUDA_ERROR_ILLEGAL_STATE;
-  if (known->capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && known->capture->thread != std::this_thread::get_id())
+  if (known->capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && known->capture->thread != std::this_thread::get_id()) {
+    known->capture = nullptr;  // as seen on an H200: it is over all the same
     return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
+  }
   auto ended = std::move(known->capture);
   *graph = ended->valid ? (CUgraph)std::exchange(ended->graph, nullptr) : nullptr;
   return ended->valid ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
