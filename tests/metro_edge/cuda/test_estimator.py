@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 from dataclasses import replace
@@ -440,3 +441,35 @@ def test_words_of_the_driver():
     assert driver.words_of(987654)
     assert "end it" in driver.with_advice("cuEventQuery: CUDA_ERROR_ILLEGAL_ADDRESS, an illegal access")
     assert "end it" not in driver.with_advice("cuEventQuery: CUDA_ERROR_INVALID_HANDLE")
+
+
+def test_a_result_that_does_not_come_in_time(made, device):
+    """Work that is in the caller's stream and waits for this thread holds the frame up."""
+    estimator, _ = made
+    held = threading.Event()
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: held.wait(20) and None)
+    stream, frame = device.driver.Stream(1), DeviceBuffer.of(picture())
+    estimator(picture(), BOXES)  # what a first frame allocates would wait, too
+    estimator(picture(), BOXES)
+    failed: list[BaseException] = []
+
+    def finish() -> None:
+        try:
+            with estimator.context:
+                driver.call("cuLaunchHostFunc", ctypes.c_void_p(stream.handle), function, None)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    if not on_stand_in():  # there it runs at the call, or when something waits for it
+        thread.join()
+        pending = estimator.infer_async(DeviceFrame(frame.pointer, WIDTH, HEIGHT), BOXES, stream=stream)
+        assert not pending.done()
+        with pytest.raises(TimeoutError, match=r"not done after 0\.05 s"):
+            pending.result(timeout_s=0.05)
+        held.set()
+        assert len(pending.result()) == 3
+    held.set()
+    thread.join()
+    assert not failed

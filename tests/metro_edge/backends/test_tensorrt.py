@@ -1,0 +1,78 @@
+"""The TensorRT session for images on the host, over the stand-in for TensorRT's runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from metro_edge.backends import open_session
+from metro_edge.backends import tensorrt as module
+from metro_edge.backends.gpu import first_gpu
+from metro_edge.errors import PredictionError, UserError
+from metro_edge.plans.options import BatchProfile
+from tests.metro_edge.cuda.conftest import device, session_device  # noqa: F401 - fixtures
+from tests.virtual_gpu.tensorrt import StandIn, write_plan
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(count).normal(0, 1, (count, 3, 64, 64)).astype(np.float32)
+
+
+@pytest.fixture
+def session_of(device, shared_bundle, tmp_path, monkeypatch):  # noqa: F811
+    """Opens sessions of a plan of the stand-in for batches of 1 to 4."""
+    trt = StandIn()
+    monkeypatch.setattr(module, "load_library", lambda name="auto": trt)
+
+    def open_it(**options):
+        plan = write_plan(tmp_path, shared_bundle, "fp32", first_gpu().compute_capability, (BatchProfile(1, 1, 4),))
+        return open_session(shared_bundle, "fp32", "tensorrt", plan=plan, **options)
+
+    open_it.trt = trt
+    return open_it
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 11])
+def test_any_number_of_images(session_of, shared_bundle, count):
+    batch = images(count)
+    with session_of() as session, open_session(shared_bundle) as reference:
+        expected = reference.infer(batch)
+        for _ in range(2):
+            outputs = session.infer(batch)
+            for name, values in expected.given.items():
+                np.testing.assert_allclose(getattr(outputs, name), values, atol=2e-5)
+        assert session.device.startswith("tensorrt 10.13.3 on ")
+    assert max(session_of.trt.runs, default=0) <= 4 and sum(session_of.trt.runs) == 2 * count
+
+
+@pytest.mark.gpu
+def test_images_that_are_not_contiguous(session_of, shared_bundle):
+    batch = images(2)[:, ::-1]
+    with session_of() as session, open_session(shared_bundle) as reference:
+        np.testing.assert_allclose(session.infer(batch).vertices, reference.infer(batch).vertices, atol=2e-5)
+
+
+@pytest.mark.gpu
+def test_closing_and_failing(session_of):
+    session = session_of()
+    session_of.trt.fail = "enqueue"
+    with pytest.raises(PredictionError, match="fails to run a batch of 2: Cask convolution"):
+        session.infer(images(2))
+    session_of.trt.fail = ""
+    assert session.infer(images(1)).camera.shape == (1, 3)
+    session.close()
+    session.close()
+    with pytest.raises(UserError, match="closed"):
+        session.infer(images(1))
+    with pytest.raises(UserError, match="tensorrt has no option threads; it has plan, library, ordinal"):
+        session_of(threads=2)
+    with pytest.raises(UserError, match="number 9 was asked for"):
+        session_of(ordinal=9)
+
+
+def test_without_a_gpu_the_backend_says_so(shared_bundle, monkeypatch):
+    monkeypatch.setattr(module, "load_library", lambda name="auto": object())
+    monkeypatch.setattr(module, "first_gpu", lambda: None)
+    with pytest.raises(UserError, match="there is none here: use the backend onnxruntime"):
+        open_session(shared_bundle, "fp32", "tensorrt")
