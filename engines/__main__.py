@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from metro_edge.cli import quiet_opencv, run_command
 
-COMMANDS = ("convert", "quantize")
+COMMANDS = ("convert", "finetune", "quantize")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

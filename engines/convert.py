@@ -64,7 +64,8 @@ class Settings:
         verify_samples: held-out samples that every precision is compared with PyTorch on.
         seed: of the held-out samples; None takes the run's validation seed.
         method: of choosing INT8 ranges, see engines.quantize.calibrate.
-        rounding: of INT8 weights, see engines.quantize.quantise.
+        rounding: of INT8 weights, see engines.quantize.quantise; None takes what a checkpoint that `engines finetune`
+            wrote says, and rounds on data otherwise.
         tolerances_mm: precision -> largest mean distance from PyTorch, for those that differ from TOLERANCES_MM.
         data: folder of generated samples; None takes the run's.
         pictures: folder of the user's pictures of one person each, to calibrate and verify on instead of generated
@@ -82,7 +83,7 @@ class Settings:
     verify_samples: int = 64
     seed: int | None = None
     method: str = METHOD
-    rounding: str = DATA
+    rounding: str | None = None
     tolerances_mm: Mapping[str, float] = field(default_factory=dict)
     data: Path | None = None
     pictures: Path | None = None
@@ -103,7 +104,7 @@ class Settings:
             )
         if self.method not in METHODS:
             raise UserError(f"unknown calibration method {self.method!r}; known: {', '.join(METHODS)}")
-        if self.rounding not in ROUNDINGS:
+        if self.rounding is not None and self.rounding not in ROUNDINGS:
             raise UserError(f"unknown rounding of weights {self.rounding!r}; known: {', '.join(ROUNDINGS)}")
         for precision, value in self.tolerances_mm.items():
             if not value > 0:
@@ -139,6 +140,7 @@ def convert(
     check_replaceable(output)
     checkpoint = _load(checkpoint_path, settings, say)
     check_finite(checkpoint)
+    settings = replace(settings, rounding=settings.rounding or fine_tuned_rounding(checkpoint.metrics))
     spec, template = replace(checkpoint.config.spec, outputs=settings.outputs), checkpoint.template
     output_folder(output.resolve().parent)
     sources = Sources(
@@ -217,6 +219,13 @@ def _tell(report: FoldReport, settings: Settings, say: Callable[[str], None]) ->
         )
 
 
+def fine_tuned_rounding(metrics: Mapping[str, Any]) -> str:
+    """Return how the INT8 weights of a checkpoint are rounded best: as its fine-tuning found, or on data."""
+    tuned = metrics.get("fine_tuned")
+    known = tuned.get("rounding") if isinstance(tuned, dict) else None
+    return known if known in ROUNDINGS else DATA
+
+
 def check_finite(checkpoint: Checkpoint) -> None:
     """Raise UserError when a weight is NaN or infinite, as after a training that diverged."""
     wrong = [
@@ -247,7 +256,7 @@ def _graph(
                 yield batch
                 bar.update(len(batch))
 
-        graph = quantise(model, shown(), settings.method, rounding=settings.rounding)
+        graph = quantise(model, shown(), settings.method, rounding=settings.rounding or DATA)
     about = {
         "samples": images.count,
         "method": settings.method,

@@ -30,7 +30,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--calibration-samples", type=int, default=256, help="training samples for INT8 (256)")
     parser.add_argument("--calibration", default="mse", metavar="M", help="mse (default), percentile, entropy or max")
     parser.add_argument(
-        "--rounding", default="data", metavar="R", help="of INT8 weights: on data (default), or nearest, which is quick"
+        "--rounding",
+        metavar="R",
+        help="of INT8 weights: data (default, unless `finetune` found the other better), or nearest, which is quick",
     )
     parser.add_argument("--verify-samples", type=int, default=64, help="held-out samples to compare on (64)")
     parser.add_argument("--seed", type=int, help="of the held-out samples (default: the run's validation seed)")

@@ -58,8 +58,9 @@ def add_parser(subparsers: Any) -> None:
         help="round INT8 weights on data, not each to its nearest level (default: where it helps)",
     )  # fmt: skip
     group.add_argument(
-        "--detail", choices=("auto", "layers", "groups"), default="auto",
-        help="measure each layer, or neighbours together first (auto: by the size of the network)",
+        "--detail", choices=("auto", "layers", "groups", "coarse"), default="auto",
+        help="measure each layer, or neighbours together first, or at most 16 groups and no layer (auto: layers or "
+        "groups by the size of the network)",
     )  # fmt: skip
     group.add_argument("--evaluations", type=int, default=40, help="mixes whose loss is measured (40)")
     group = parser.add_argument_group("whose time counts")

@@ -86,7 +86,7 @@ def correct_biases(model: onnx.ModelProto, rounded: Mapping[str, Rounded]) -> No
     """
     known, readers = constants(model), consumers(model)
     for node in [n for n in model.graph.node if n.name in rounded]:
-        place = _bias_place(node, known, readers)
+        place = bias_place(node, known, readers)
         if place is None:
             continue
         owner, index, after = place
@@ -183,7 +183,7 @@ def _parts(nodes: Sequence[onnx.NodeProto], known: Mapping[str, onnx.TensorProto
         yield large
 
 
-def _bias_place(
+def bias_place(
     node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto], readers: Mapping[str, list[onnx.NodeProto]]
 ) -> tuple[onnx.NodeProto, int, int] | None:
     """Return the node that adds a product's bias, the bias's input and the axes behind the output channels."""

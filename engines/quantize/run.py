@@ -40,6 +40,7 @@ VERSION = 2  # of what is measured and how; results of another one are not taken
 ROUNDS = 4  # searches at most, each with a smaller budget, when results fail on samples that they have not seen
 PROVEN = 3  # mixes of a search that are tried on those samples, fastest first
 SHARE = 0.1  # of the budget, below which FP16 as a whole is not worth measuring layer by layer
+FINE, COARSE = 32, 16  # groups at most
 OPENED = 0.25  # of an even share of the budget, above which a group is measured layer by layer
 
 
@@ -114,7 +115,8 @@ def _check(result: Result, settings: Settings, report: Path) -> None:
         raise UserError(
             f"no mix keeps {settings.max_loss_mm:g} mm of {result.report['metric']}: the best of {len(tried)} loses "
             f"{nearest.lost_mm:.3g} mm (expected {nearest.estimate_ms:.3g} ms, fp32 {result.fp32_ms:.3g} ms). Nothing "
-            f"was written but the report in {report}. Allow more, or more layers in FP32: --precisions fp16"
+            f"was written but the report in {report}. Allow more, or more layers in FP32: --precisions fp16; or train "
+            "the checkpoint on with INT8's rounding: python -m engines finetune"
         )
     fastest = min(trial.ms or trial.estimate_ms for trial in within)
     raise UserError(
@@ -207,11 +209,14 @@ class _Run:
     def sensitivities(self) -> tuple[tuple[Item, ...], dict[str, dict[str, Loss]]]:
         """Measure what there is to choose, in the detail that is wanted; returns items and losses per precision."""
         walker = Sensitivities(self.model, self.judge, self.layers, self.make, self.store, self.about)
+        coarse = self.settings.detail == "coarse"
         groups = self.settings.detail == "groups" or (
             self.settings.detail == "auto" and too_many(self.layers, self.judge.count)
         )
         lowest = self.settings.lowest
-        items = group_items(self.model, self.layers) if groups else single_items(self.layers)
+        items = single_items(self.layers)
+        if groups or coarse:
+            items = group_items(self.model, self.layers, COARSE if coarse else FINE)
         losses: dict[str, dict[str, Loss]] = {}
         if lowest is not None:
             losses[lowest] = walker.measure(items, lowest)

@@ -15,7 +15,7 @@ from metro_edge.devices import device
 from metro_edge.errors import UserError
 
 BEST = "best"
-DETAILS = ("auto", "layers", "groups")
+DETAILS = ("auto", "layers", "groups", "coarse")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Settings:
         threads: of the backend; None leaves it to it.
         device: name in metro_edge.devices, whose times are predicted; None measures.
         detail: `layers` measures each by itself, `groups` neighbours together first and those that matter layer by
-            layer, `auto` decides by the size of the network.
+            layer, `coarse` fewer and larger groups alone, `auto` takes layers or groups by the size of the network.
         evaluations: mixes whose loss is measured.
 
     Raises UserError for values that are unknown or make no sense.

@@ -141,6 +141,18 @@ def test_a_killed_search_goes_on_where_it_was(converted, predicted, tmp_path):
     assert Bundle.load(tmp_path / "out").onnx_sha256("int8") == Bundle.load(predicted / "out").onnx_sha256("int8")
 
 
+def test_coarse_groups_stay_groups(converted, predicted, tmp_path):
+    shutil.copytree(predicted / "out-report" / "work", tmp_path / "work")
+    command = arguments(converted, tmp_path / "out", 50.0, "--device", "orin-nano", "--work", str(tmp_path / "work"))
+    assert main([*command, "--detail", "coarse", "--precisions", "int8"]) == 0
+    report = report_of(tmp_path)
+    items = report["sensitivity"]
+    assert len(items) <= 16 and any(len(item["layers"]) > 1 for item in items)
+    assert {name for item in items for name in item["layers"]} == set(report["best"]["layers"])
+    for item in items:
+        assert len({report["best"]["layers"][name] for name in item["layers"]}) == 1
+
+
 def test_measured_on_this_machine(converted, tmp_path, capsys):
     """Whatever is faster here: either a bundle with the proof, or the statement that fp32 is."""
     copy = tmp_path / "bundle"
@@ -179,6 +191,7 @@ def test_a_budget_that_nothing_meets(converted, predicted, tmp_path, capsys):
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "no mix keeps 1e-07 mm of moved: the best of " in error and "Allow more" in error
+    assert "python -m engines finetune" in error
     report = json.loads((tmp_path / "out-report" / "report.json").read_text())
     lost = min(t["moved_mm"] for t in report["trials"] if t["origin"] != "all fp32")
     assert f"loses {lost:.3g} mm" in error
