@@ -70,7 +70,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add --bundle, --backend, --threads and --affinity, which every command that runs a network has."""
     parser.add_argument("--bundle", metavar="B", type=Path, help="folder or .zip (default: the shipped bundle)")
     parser.add_argument(
-        "--backend", metavar="E", default="onnxruntime", help="onnxruntime or openvino (default: onnxruntime)"
+        "--backend", metavar="E", default="onnxruntime", help="onnxruntime, openvino or tensorrt (default: onnxruntime)"
     )
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the engine's choice)")
     parser.add_argument(
