@@ -81,6 +81,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--frames", metavar="N", type=int, default=3000, help="of the memory's run (default: 3000)")
     command.set_defaults(run=_live)
 
+    command = commands.add_parser(
+        "roofline",
+        help="predict the least time on known devices",
+        description="Count multiply-adds and bytes of every layer of a bundle's FP32 graph and predict, from published "
+        "peaks, the least time on each device at each precision and what bounds it. Nothing is timed.",
+    )
+    command.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder or .zip")
+    command.add_argument("--precision", metavar="P", nargs="+", default=[], help="default: fp32 fp16 int8; also fp8")
+    command.add_argument("--device", metavar="NAME", nargs="+", default=[], help="of the table (default: all)")
+    command.add_argument("--batch", metavar="N", type=int, default=1, help="images of a call (default: 1)")
+    command.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("benchmarks") / "results")
+    command.set_defaults(run=_roofline)
+
     command = commands.add_parser("table", help="print the Markdown of a saved result again")
     command.add_argument("result", metavar="RESULT.json", type=Path)
     command.add_argument(
@@ -130,6 +143,15 @@ def _kernels(args: argparse.Namespace) -> int:
     words = ["python -m benchmarks kernels", *([str(args.bundle)] if args.bundle else [])]
     command = " ".join([*words, "--people", *map(str, args.people)])
     markdown, paths = run(args.bundle, args.people, args.output, command)
+    print(markdown)
+    print("\n".join(f"wrote {path}" for path in paths), file=sys.stderr)
+    return 0
+
+
+def _roofline(args: argparse.Namespace) -> int:
+    from benchmarks.roofline import run
+
+    markdown, paths = run(args.bundle, args.precision, args.device, args.batch, args.output)
     print(markdown)
     print("\n".join(f"wrote {path}" for path in paths), file=sys.stderr)
     return 0

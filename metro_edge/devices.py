@@ -31,6 +31,13 @@ _XAVIER_NX_SHEET = (
     "data-sheet-preliminary-nvidia-jetson-xavier-nx-system-on-xavier-nx-data-sheetpdf.html"
 )
 _THOR_ARTICLE = "https://torring.dev/blog/2026/rtx-spark-throttling/"
+_HOPPER_NOTES = "https://glennklockwood.com/garden/processors/h100 (dense figures; the H200 has the same GPU)"
+_H200_MEMORY = "https://lzwjava.github.io/nvidia-h200-gpu-specs-en (memory and bandwidth)"
+_RTX_4060_PAGE = (
+    "https://hmc-tech.com/gpu/nvidia-geforce-rtx-4060-vs-nvidia-geforce-rtx-4060 (int8 as half of int4), bandwidth "
+    "from https://fpsbench.com/compare/gpu/nvidia-geforce-rtx-4060-vs-nvidia-t600"
+)
+_RTX_4090_PAGE = "https://hmc-tech.com/gpus/nvidia-geforce-rtx-4090-vs-nvidia-rtx-pro-5000-blackwell"
 _GA102_PAPER = "NVIDIA Ampere GA102 GPU Architecture whitepaper V2.0, appendix A"
 _ADA_PAPER = "NVIDIA Ada GPU Architecture whitepaper V2.01, appendix A"
 _BLACKWELL_PAPER = "NVIDIA RTX Blackwell GPU Architecture whitepaper, appendix A"
@@ -82,11 +89,27 @@ def _peaks(fp32: float, fp16: float, int8: float, fp8: float | None = None) -> M
 
 
 def _geforce(
-    name: str, capability: str, peaks: Mapping[str, float | None], bandwidth_gbs: float, memory_gb: float, source: str
+    name: str,
+    capability: str,
+    peaks: Mapping[str, float | None],
+    bandwidth_gbs: float,
+    memory_gb: float,
+    source: str,
+    checked: bool = False,
 ) -> Device:
     title = f"GeForce RTX {name.removeprefix('rtx-')}"
     return Device(
-        name, title, capability, peaks, bandwidth_gbs, memory_gb, 0, _DESKTOP, source, gpu_names=(f"NVIDIA {title}",)
+        name,
+        title,
+        capability,
+        peaks,
+        bandwidth_gbs,
+        memory_gb,
+        0,
+        _DESKTOP,
+        source,
+        checked,
+        gpu_names=(f"NVIDIA {title}",),
     )
 
 
@@ -117,9 +140,9 @@ _TABLE = (
     ),
     _geforce("rtx-3060", "8.6", _peaks(12.7, 51.0, 102.0), 360.0, 12.0, _GA102_PAPER),
     _geforce("rtx-3090", "8.6", _peaks(35.6, 142.0, 284.0), 936.0, 24.0, _GA102_PAPER),
-    _geforce("rtx-4060", "8.9", _peaks(15.1, 60.5, 121.0, 121.0), 272.0, 8.0, _ADA_PAPER),
+    _geforce("rtx-4060", "8.9", _peaks(15.1, 60.5, 121.0, 121.0), 272.0, 8.0, _RTX_4060_PAGE, checked=True),
     _geforce("rtx-4070", "8.9", _peaks(29.1, 116.6, 233.2, 233.2), 504.2, 12.0, _ADA_PAPER),
-    _geforce("rtx-4090", "8.9", _peaks(82.6, 330.3, 660.6, 660.6), 1008.0, 24.0, _ADA_PAPER),
+    _geforce("rtx-4090", "8.9", _peaks(82.6, 330.3, 660.6, 660.6), 1008.0, 24.0, _RTX_4090_PAGE, checked=True),
     _geforce("rtx-5060", "12.0", _peaks(19.2, 76.8, 153.5, 153.5), 448.0, 8.0, _BLACKWELL_PAPER),
     _geforce("rtx-5070", "12.0", _peaks(30.9, 123.5, 246.9, 246.9), 672.0, 12.0, _BLACKWELL_PAPER),
     _geforce("rtx-5090", "12.0", _peaks(104.8, 419.0, 838.0, 838.0), 1792.0, 32.0, _BLACKWELL_PAPER),
@@ -132,6 +155,10 @@ _TABLE = (
         "t4", "T4", "7.5", _peaks(8.1, 65.0, 130.0), 320.0, 16.0, 0, _DESKTOP,
         "https://heise.de/news/Nvidia-Tesla-P4-K-I-Beschleuniger-mit-8-TFlops-bei-75-Watt-Leistungsaufnahme-4164684.html",
         checked=True, gpu_names=("Tesla T4", "NVIDIA T4"),
+    ),
+    Device(
+        "h200", "H200 SXM", "9.0", _peaks(66.9, 989.4, 1978.9, 1978.9), 4800.0, 141.0, 0, _DESKTOP,
+        f"{_HOPPER_NOTES}; {_H200_MEMORY}", checked=True, gpu_names=("NVIDIA H200",),
     ),
 )  # fmt: skip
 DEVICES: Mapping[str, Device] = MappingProxyType({entry.name: entry for entry in _TABLE})

@@ -19,7 +19,7 @@ def plot_front(path: Path, report: Mapping[str, Any]) -> None:
     """Write a picture of all measured mixes, mm against ms, with the front, the budget and the chosen mix."""
     from engines.quantize.report import NAMES, front, time_of
 
-    figure, axes = _figure(8, 5)
+    figure, axes = new_figure(8, 5)
     metric, trials = report["metric"], report["trials"]
     points = [(time_of(t), t[f"{metric}_mm"]) for t in trials]
     timed = [p for p, t in zip(points, trials, strict=True) if t["ms"] is not None]
@@ -46,7 +46,7 @@ def plot_front(path: Path, report: Mapping[str, Any]) -> None:
     axes.set_ylabel(f"{NAMES[metric]} lost, mm" if metric != "moved" else f"{NAMES[metric]}, mm")
     axes.set_title(f"{report['network']['name']}: mixes of precisions")
     axes.legend(fontsize=9, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_sensitivity(path: Path, report: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ def plot_sensitivity(path: Path, report: Mapping[str, Any]) -> None:
     kinds = [kind for kind in COLOURS if items and kind in items[0]["alone"]]
     largest = sorted(items, key=lambda item: -max(loss["moved_mm"] for loss in item["alone"].values()))[:BARS]
     shown = [item for item in items if item in largest]
-    figure, axes = _figure(8, 1.6 + 0.2 * max(len(shown), 4))
+    figure, axes = new_figure(8, 1.6 + 0.2 * max(len(shown), 4))
     chosen = report["best"]["layers"]
     for place, item in enumerate(shown):
         for offset, kind in enumerate(kinds):
@@ -77,10 +77,14 @@ def plot_sensitivity(path: Path, report: Mapping[str, Any]) -> None:
     axes.set_title(f"{report['network']['name']}: the {len(shown)} layers of {len(items)} that move the mesh most")
     if kinds and shown:
         axes.legend(fontsize=9, frameon=False, loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
+    """Return a figure of some inches and its axes, an array of them for more than one row.
+
+    Raises MissingExtraError without matplotlib.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -88,14 +92,16 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
         raise MissingExtraError("matplotlib", "train", "draw the plots of a report") from None
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
+    axes = figure.subplots(rows)
+    for each in figure.axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(alpha=0.25)
+        each.set_axisbelow(True)
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, by way of a temporary file."""
     with replacing(path) as partial:
         figure.savefig(partial, metadata={"Software": None})
 

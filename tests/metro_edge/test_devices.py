@@ -14,6 +14,7 @@ RATES = {
     "8.6": (4, 8, None),  # GA10x: 4 tensor cores of 128 FMA beside 128 FP32 cores
     "8.7": (8, 16, None),  # Orin keeps the 256 FMA of GA100
     "8.9": (4, 8, 8),
+    "9.0": (14.8, 29.6, 29.6),  # 16 and 32, but the FP32 figure is at 1.98 GHz and those of the tensor cores at 1.83
     "11.0": (32, 64, 64),
     "12.0": (4, 8, 8),
 }
@@ -44,7 +45,8 @@ def test_every_entry_is_complete(name: str) -> None:
 
 
 def test_names() -> None:
-    assert {"orin-nano", "orin-nano-super", "orin-nx", "agx-orin", "xavier-nx", "thor", "l4", "t4"} < set(DEVICES)
+    assert {"orin-nano", "orin-nano-super", "orin-nx", "agx-orin", "xavier-nx", "thor"} < set(DEVICES)
+    assert {"l4", "t4", "h200"} < set(DEVICES)
     assert {f"rtx-{n}" for n in (3060, 3090, 4060, 4070, 4090, 5060, 5070, 5090)} < set(DEVICES)
     assert device("Orin_Nano") is device(" orin nano ") is DEVICES["orin-nano"]
     with pytest.raises(UserError, match="unknown device 'orin'; known: orin-nano"):
