@@ -94,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("benchmarks") / "results")
     command.set_defaults(run=_roofline)
 
+    _add_judging(commands)
+
     command = commands.add_parser("table", help="print the Markdown of a saved result again")
     command.add_argument("result", metavar="RESULT.json", type=Path)
     command.add_argument(
@@ -104,6 +106,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_table)
     return parser
+
+
+def _add_judging(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="what changed between two saved results beyond noise",
+        description="Print what changed from A to B beyond noise: errors of the same samples paired, all else by "
+        "intervals that do not overlap. Results of different data, samples, seeds, protocols or machines are refused.",
+    )
+    command.add_argument("a", metavar="A.json", type=Path)
+    command.add_argument("b", metavar="B.json", type=Path)
+    command.add_argument(
+        "--allow",
+        metavar="KIND",
+        action="append",
+        default=[],
+        help="compare although they differ in this: data, samples, seed, protocol or machine; may be repeated",
+    )
+    command.set_defaults(run=_compare)
+
+    command = commands.add_parser(
+        "gate",
+        help="exit with 1 when a saved result is beyond budgets",
+        description="Check a saved result against budgets. Exit code: 0 within, 1 beyond, 2 for a mistake.",
+    )
+    command.add_argument("result", metavar="RESULT.json", type=Path)
+    command.add_argument("--max-mpjpe-loss-mm", metavar="X", type=float, help="mean change of the MPJPE against FP32")
+    command.add_argument("--max-p95-ms", metavar="Y", type=float, help="95th percentile of the stage")
+    command.add_argument("--max-ratio", metavar="Z", type=float, help="time of the stage against FP32, 1 is as fast")
+    command.add_argument("--precision", metavar="P", nargs="+", default=[], help="default: all of the result")
+    command.add_argument("--stage", metavar="S", default="end_to_end", help="network or end_to_end (default)")
+    command.add_argument(
+        "--confident", action="store_true", help="the upper end of the 95%% interval must be within, too"
+    )
+    command.set_defaults(run=_gate)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from benchmarks.compare import compare, compare_markdown
+    from benchmarks.report import read_report
+
+    a, b = read_report(args.a), read_report(args.b)
+    print(compare_markdown(a, b, compare(a, b, args.allow), args.allow), end="")
+    return 0
+
+
+def _gate(args: argparse.Namespace) -> int:
+    from benchmarks.gate import EXIT_BEYOND, Budgets, gate, gate_markdown
+    from benchmarks.report import read_report
+
+    budgets = Budgets(args.max_mpjpe_loss_mm, args.max_p95_ms, args.max_ratio, args.stage, args.confident)
+    checks = gate(read_report(args.result), budgets, args.precision)
+    print(gate_markdown(checks), end="")
+    return 0 if all(check.within for check in checks) else EXIT_BEYOND
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.bootstrap import Statistic, figure, interval, mean, p95
+from benchmarks.report import pack_samples
 from metro_edge.backends import Session
 from metro_edge.errors import UserError
-from metro_edge.metrics import METRIC_NAMES, MeshErrors, mean_mm, mesh_errors
+from metro_edge.metrics import METRIC_NAMES, MeshErrors, mesh_errors
 from metro_edge.spec import ModelSpec
 from metro_edge.template import BodyTemplate
 
@@ -42,29 +45,45 @@ class Accuracy:
         moved: (N,) mean distance of the vertices from the reference's, each mesh centred on its own root; None
             for the reference itself, and without one.
         reference: the reference's errors; None alike.
+        truth_sha256: of the true meshes, float32, in order: which samples these are.
     """
 
     errors: MeshErrors
     moved: NDArray[np.float64] | None = None
     reference: MeshErrors | None = None
+    truth_sha256: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the means in mm; see benchmarks.report for the keys."""
+        """Return means, intervals and packed errors per sample in mm; see benchmarks.report for the keys."""
         values: dict[str, Any] = {f"{name}_mm": value for name, value in self.errors.means_mm().items()}
+        per_sample = {name: getattr(self.errors, name) * 1000.0 for name in METRIC_NAMES}
+        values["intervals"] = {f"{name}_mm": _interval(errors) for name, errors in per_sample.items()}
+        values["per_sample_mm"] = {name: pack_samples(errors) for name, errors in per_sample.items()}
         if self.moved is None or self.reference is None:
             return {**values, "against_fp32": None}
-        worst = int(self.moved.argmax())
-        return values | {
-            "against_fp32": {
-                "moved_mm": mean_mm(self.moved),
-                "moved_worst_mm": float(self.moved[worst] * 1000.0),
-                "moved_worst_sample": worst,
-                **{
-                    f"{name}_change_mm": mean_mm(getattr(self.errors, name) - getattr(self.reference, name))
-                    for name in METRIC_NAMES
-                },
+        return {**values, "against_fp32": self._against(self.moved, self.reference)}
+
+    def _against(self, moved: NDArray[np.float64], reference: MeshErrors) -> dict[str, Any]:
+        losses = {"moved": moved * 1000.0}
+        for name in METRIC_NAMES:
+            losses[f"{name}_change"] = (getattr(self.errors, name) - getattr(reference, name)) * 1000.0
+        against: dict[str, Any] = {"intervals": {}}
+        for name, loss in losses.items():
+            worst = int(loss.argmax())
+            against |= {
+                f"{name}_mm": float(loss.mean()),
+                f"{name}_p95_mm": figure(loss, p95),
+                f"{name}_worst_mm": float(loss[worst]),
+                f"{name}_worst_sample": worst,
             }
-        }
+            # None for the worst: no resampling can tell what a sample that was not drawn would have been.
+            against["intervals"] |= {f"{name}_mm": _interval(loss), f"{name}_p95_mm": _interval(loss, p95)}
+        return against
+
+
+def _interval(values_mm: NDArray[np.float64], statistic: Statistic = mean) -> dict[str, float] | None:
+    found = interval(values_mm, statistic)
+    return None if found is None else found.to_dict()
 
 
 def measure_accuracy(
@@ -94,7 +113,9 @@ def measure_accuracy(
     joint_set = people.spec.joint_set
     errors: dict[str, list[MeshErrors]] = {name: [] for name in sessions}
     moved: dict[str, list[NDArray[np.float64]]] = {name: [] for name in sessions}
+    digest = hashlib.sha256()
     for start, images, truth in _batches(people, batch_size):
+        digest.update(np.ascontiguousarray(truth, "<f4").tobytes())
         _check_finite(truth, start, "the truth")
         meshes = {}
         for name, session in sessions.items():
@@ -105,10 +126,11 @@ def measure_accuracy(
             if reference is not None and name != reference:
                 moved[name].append(mesh_errors(meshes[name], meshes[reference], template, joint_set).mpvpe)
     joined = {name: _joined(parts) for name, parts in errors.items()}
+    truth_sha256 = digest.hexdigest()
     return {
-        name: Accuracy(joined[name], np.concatenate(moved[name]), joined[reference])
+        name: Accuracy(joined[name], np.concatenate(moved[name]), joined[reference], truth_sha256)
         if reference is not None and name != reference
-        else Accuracy(joined[name])
+        else Accuracy(joined[name], truth_sha256=truth_sha256)
         for name in sessions
     }
 

@@ -82,6 +82,7 @@ def measure_interleaved(
         for _ in range(WARMUP):
             call()
     samples: dict[Subject, list[float]] = {name: [] for name in calls}
+    last = -math.inf
     with tqdm(total=runs * len(calls), desc="latency", unit="call", leave=False) as bar:
         for name, count in round_robin(tuple(calls), runs, block):
             call = calls[name]
@@ -89,10 +90,13 @@ def measure_interleaved(
             for _ in range(count):
                 before = clock()
                 call()
-                samples[name].append((clock() - before) * 1000.0)
+                after = clock()
+                # Also between two calls: who set the clock back then may have done it within one, unseen.
+                if not last <= before <= after:
+                    raise UserError("the clock went back during the measurement: run it again")
+                last = after
+                samples[name].append((after - before) * 1000.0)
             bar.update(count)
-    if min(map(min, samples.values())) < 0:
-        raise UserError("the clock went back during the measurement: run it again")
     uncounted = WARMUP + math.ceil(runs / block)
     return {name: Latency(np.array(values), uncounted) for name, values in samples.items()}
 
@@ -102,6 +106,12 @@ def ratio(latency: Latency, reference: Latency, block: int = BLOCK) -> Ratio:
 
     Raises UserError for latencies of different runs.
     """
+    rounds = round_ratios(latency, reference, block)
+    return Ratio(float(np.median(rounds)), float(rounds.min()), float(rounds.max()))
+
+
+def round_ratios(latency: Latency, reference: Latency, block: int = BLOCK) -> NDArray[np.float64]:
+    """Return the ratio of each round (R,); raises UserError as `ratio` does."""
     a, b = _block_medians(latency.samples_ms, block), _block_medians(reference.samples_ms, block)
     if len(latency.samples_ms) != len(reference.samples_ms) or not len(a):
         raise UserError(
@@ -112,7 +122,13 @@ def ratio(latency: Latency, reference: Latency, block: int = BLOCK) -> Ratio:
     rounds = np.divide(a, b, out=np.full_like(a, np.nan), where=b > 0)
     if np.isnan(rounds).any():
         raise UserError("the reference is too short for this clock: its median call took 0 ms")
-    return Ratio(float(np.median(rounds)), float(rounds.min()), float(rounds.max()))
+    return rounds
+
+
+def whole_rounds(latency: Latency, block: int = BLOCK) -> NDArray[np.float64]:
+    """Return the calls of the complete rounds, (R, block) ms: what is resampled, as calls of one block are alike."""
+    count = len(latency.samples_ms) // block
+    return latency.samples_ms[: count * block].reshape(count, block)
 
 
 def _block_medians(samples_ms: NDArray[np.float64], block: int) -> NDArray[np.float64]:

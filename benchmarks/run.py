@@ -16,7 +16,8 @@ import cv2
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import Accuracy, People, measure_accuracy
-from benchmarks.latency import BLOCK, check_runs, measure_interleaved, ratio
+from benchmarks.bootstrap import LEVEL, RESAMPLES, SEED, interval, median, p95
+from benchmarks.latency import BLOCK, check_runs, measure_interleaved, ratio, round_ratios, whole_rounds
 from benchmarks.report import KIND, SCHEMA_VERSION, STAGES, latency_entry, write_report
 from benchmarks.tables import report_markdown
 from metro_edge import __version__
@@ -183,7 +184,9 @@ def measure(settings: Settings, bundle: Bundle, sessions: dict[str, Session], ma
             "seed": material.seed,
             "samples": len(material.people),
             "protocol": PROTOCOL,
+            "truth_sha256": next(iter(accuracy.values())).truth_sha256,
         },
+        "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
         "precisions": {p: _entry(p, reference, latency, accuracy[p], settings.runs) for p in sessions},
     }
 
@@ -324,8 +327,20 @@ def _entry(
         against = None
         if reference is not None and precision != reference:
             compared = ratio(measured, latency[reference, stage])
-            against = {"median": compared.median, "low": compared.low, "high": compared.high}
-        stages[stage] = {**latency_entry(measured.to_dict(), runs), "ratio_to_fp32": against}
+            found = interval(round_ratios(measured, latency[reference, stage]), median)
+            against = {
+                "median": compared.median,
+                "low": compared.low,
+                "high": compared.high,
+                "interval": found and found.to_dict(),
+            }
+        rounds = whole_rounds(measured)
+        found_ms = {"p50_ms": interval(rounds, median), "p95_ms": interval(rounds, p95)}
+        stages[stage] = {
+            **latency_entry(measured.to_dict(), runs),
+            "intervals": {key: found and found.to_dict() for key, found in found_ms.items()},
+            "ratio_to_fp32": against,
+        }
     return {"latency": stages, "accuracy": accuracy.to_dict()}
 
 

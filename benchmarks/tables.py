@@ -28,6 +28,17 @@ HEADER = (
     "moved from FP32 mm",
     "MPJPE change mm",
 )
+INTERVALS_HEADER = (
+    "precision",
+    "network x FP32",
+    "frame to body x FP32",
+    "MPJPE mm",
+    "PA-MPJPE mm",
+    "MPVPE mm",
+    "MPJPE change mm",
+    "its p95",
+    "its worst (sample)",
+)
 PUBLISHED_HEADER = (
     "method",
     "Human3.6M MPJPE",
@@ -45,7 +56,12 @@ def report_markdown(report: dict[str, Any]) -> str:
     title = f"**{report['bundle']['name']}, measured on {device['processor']}: {device['name']}**"
     rows = [_row(precision, entry) for precision, entry in report["precisions"].items()]
     notes = "\n".join(f"- {note}" for note in _notes(report))
-    return "\n\n".join([title, markdown_table(HEADER, rows), notes, published_markdown()]) + "\n"
+    parts = [title, markdown_table(HEADER, rows)]
+    if report["schema_version"] > 1:
+        level = f"{report['intervals']['level']:.0%}"
+        rows = [_interval_row(precision, entry) for precision, entry in report["precisions"].items()]
+        parts += [f"Intervals of {level} of these figures", markdown_table(INTERVALS_HEADER, rows)]
+    return "\n\n".join([*parts, notes, published_markdown()]) + "\n"
 
 
 def published_markdown() -> str:
@@ -130,6 +146,23 @@ def _row(precision: str, entry: dict[str, Any]) -> list[str]:
     return [*cells, _number(change.get("moved_mm"), 2), _number(change.get("mpjpe_change_mm"), 2, signed=True)]
 
 
+def _interval_row(precision: str, entry: dict[str, Any]) -> list[str]:
+    accuracy = entry["accuracy"]
+    change = accuracy["against_fp32"] or {"intervals": {}}
+    ratios = [entry["latency"][stage]["ratio_to_fp32"] or {} for stage in ("network", "end_to_end")]
+    cells = [precision, *(_ends(ratio.get("interval"), 2) for ratio in ratios)]
+    cells += [_ends(accuracy["intervals"][key], 1) for key in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm")]
+    cells += [_ends(change["intervals"].get(key), 2, signed=True) for key in ("mpjpe_change_mm", "mpjpe_change_p95_mm")]
+    worst = _number(change.get("mpjpe_change_worst_mm"), 1, signed=True)
+    return [*cells, worst if worst == NONE else f"{worst} ({change['mpjpe_change_worst_sample']})"]
+
+
+def _ends(interval: dict[str, float] | None, digits: int, signed: bool = False) -> str:
+    if interval is None:
+        return NONE
+    return " to ".join(_number(interval[end], digits, signed) for end in ("low", "high"))
+
+
 def _notes(report: dict[str, Any]) -> list[str]:
     latency, accuracy, device = report["latency"], report["accuracy"], report["device"]
     threads = "threads: the engine's choice" if device["threads"] is None else f"threads: {device['threads']}"
@@ -143,6 +176,11 @@ def _notes(report: dict[str, Any]) -> list[str]:
         notes.append(
             "Against FP32, paired per sample: mean distance of the vertices from FP32's, each mesh centred on its "
             "root; mean change of the MPJPE."
+        )
+    if bootstrap := report.get("intervals"):
+        notes.append(
+            f"Intervals: bootstrap, {bootstrap['resamples']} resamples, seed {bootstrap['seed']}, over samples for "
+            "errors (paired for changes) and over rounds for ratios; none for the worst sample or too few."
         )
     return [
         *notes,

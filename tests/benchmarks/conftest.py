@@ -12,10 +12,14 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from benchmarks.run import Material
+from benchmarks.accuracy import Accuracy
+from benchmarks.report import KIND, SCHEMA_VERSION
+from benchmarks.run import Material, _entry
 from metro_edge.bundle import Bundle, write_bundle
+from metro_edge.metrics import MeshErrors
 from metro_edge.spec import ModelSpec
 from metro_edge.template import BodyTemplate
+from metro_edge.timing import Latency
 from tests.metro_edge.conftest import PASSPORT, SIZE, made_network, made_template
 
 MOVED_M = 0.003  # what the tiny int8 network adds to x of the vertices that no joint is made of
@@ -102,3 +106,72 @@ def material(people: TinyPeople) -> Material:
     """The tiny people and a frame of noise."""
     frame = np.random.default_rng(3).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     return Material(people, "tiny people", 0, frame, np.array([200.0, 40.0, 180.0, 400.0]))
+
+
+def made_report(
+    *, samples: int = 60, runs: int = 80, loss_mm: float = 1.0, ratio: float = 0.5, draw: int = 0
+) -> dict[str, Any]:
+    """A result of fp32 and int8 as `run` writes it, of errors and times drawn here.
+
+    The errors of fp32 are always the same; `draw` says which times and which scatter of int8's losses.
+    """
+    truth = np.random.default_rng(7).gamma(4.0, 0.015, samples)
+    noise = np.random.default_rng(draw)
+    fp32 = MeshErrors(truth, 0.6 * truth, 1.2 * truth)
+    lost = truth + loss_mm / 1000 + noise.normal(0, 0.0002, samples)
+    int8 = MeshErrors(lost, 0.6 * lost, 1.2 * lost)
+    accuracy = {
+        "fp32": Accuracy(fp32, truth_sha256="ab" * 32),
+        "int8": Accuracy(int8, np.abs(noise.normal(0.004, 0.001, samples)), fp32, "ab" * 32),
+    }
+    times = {
+        (precision, stage): Latency(slow * factor * noise.normal(1.0, 0.02, runs), 13)
+        for precision, factor in (("fp32", 1.0), ("int8", ratio))
+        for stage, slow in (("network", 10.0), ("end_to_end", 12.0))
+    }
+    versions = {"numpy": "2.0", "anny": None}
+    machine = {"cpu": "Some CPU", "cores": 2, "memory_gb": 8.0, "system": "Linux 6", "architecture": "x86_64"}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": KIND,
+        "created": "2026-01-02T03:04:05Z",
+        "command": "python -m benchmarks run bundle",
+        "metro_edge": "0.1.0",
+        "bundle": {
+            "name": "metro_edge",
+            "checkpoint": {"name": "a.ckpt", "sha256": "0" * 64},
+            "onnx_sha256": {"fp32": "ab" * 32, "int8": "cd" * 32},
+        },
+        "device": {
+            "processor": "CPU",
+            "name": "Some CPU",
+            "backend": "onnxruntime",
+            "engine": "onnxruntime 1.23.0 CPUExecutionProvider",
+            "threads": 2,
+        },
+        "machine": {**machine, "python": "3.11.0", "versions": versions},
+        "latency": {"frame_wh": [640, 480], "people": 1, "batch": 1, "runs": runs, "block": 10, "warmup": 13}
+        | {"protocol": "interleaved"},
+        "accuracy": {"data": "people of seed 3", "seed": 3, "samples": samples, "protocol": "by METRO"}
+        | {"truth_sha256": "ab" * 32},
+        "intervals": {"level": 0.95, "resamples": 2000, "seed": 0},
+        "precisions": {p: _entry(p, "fp32", times, accuracy[p], runs) for p in ("fp32", "int8")},
+    }
+
+
+def old_report() -> dict[str, Any]:
+    """The same of schema 1."""
+    report = made_report()
+    report["schema_version"] = 1
+    del report["intervals"], report["accuracy"]["truth_sha256"]
+    for entry in report["precisions"].values():
+        del entry["accuracy"]["intervals"], entry["accuracy"]["per_sample_mm"]
+        for stage in entry["latency"].values():
+            del stage["intervals"]
+            if stage["ratio_to_fp32"]:
+                del stage["ratio_to_fp32"]["interval"]
+        if change := entry["accuracy"]["against_fp32"]:
+            del change["intervals"]
+            for key in [key for key in change if "p95" in key or ("worst" in key and "moved" not in key)]:
+                del change[key]
+    return report

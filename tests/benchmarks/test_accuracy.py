@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import measure_accuracy
+from benchmarks.report import unpack_samples
 from metro_edge.backends import Session, open_session
 from metro_edge.bundle import Bundle
 from metro_edge.errors import UserError
@@ -67,6 +68,45 @@ def test_worst_sample_is_named(sessions: dict[str, Session], spec: ModelSpec, te
     against = measure_accuracy(sessions, people, template, batch_size=2)["int8"].to_dict()["against_fp32"]
     assert against["moved_worst_sample"] == 2
     assert against["moved_worst_mm"] > against["moved_mm"] > 1000 * MOVED_M * free_vertices(template).mean()
+
+
+def test_losses_have_p95_worst_and_intervals_that_are_paired(
+    sessions: dict[str, Session], people: TinyPeople, template: BodyTemplate
+) -> None:
+    found = measure_accuracy(sessions, people, template)
+    change_mm = 1000 * (found["int8"].errors.mpvpe - found["fp32"].errors.mpvpe)
+    values = found["int8"].to_dict()
+    against = values["against_fp32"]
+    assert against["mpvpe_change_p95_mm"] == pytest.approx(np.percentile(change_mm, 95))
+    assert against["mpvpe_change_worst_mm"] == pytest.approx(change_mm.max())
+    assert against["mpvpe_change_worst_sample"] == change_mm.argmax()
+    paired, alone = against["intervals"]["mpvpe_change_mm"], values["intervals"]["mpvpe_mm"]
+    assert paired["low"] <= against["mpvpe_change_mm"] <= paired["high"]
+    assert alone["low"] < values["mpvpe_mm"] < alone["high"]
+    # The people differ far more from each other than int8 from fp32 on one of them.
+    assert paired["high"] - paired["low"] < 0.1 * (alone["high"] - alone["low"])
+    assert unpack_samples(values["per_sample_mm"]["mpvpe"]) == pytest.approx(1000 * found["int8"].errors.mpvpe)
+
+
+def test_too_few_samples_give_neither_p95_nor_interval(
+    sessions: dict[str, Session], people: TinyPeople, template: BodyTemplate
+) -> None:
+    few = measure_accuracy(sessions, TinyPeople(people.spec, people.meshes[:5]), template)["int8"].to_dict()
+    assert few["intervals"] == dict.fromkeys(("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm"))
+    assert few["against_fp32"]["mpjpe_change_p95_mm"] is None
+    assert set(few["against_fp32"]["intervals"].values()) == {None}
+
+
+def test_the_hash_names_the_true_meshes_and_their_order(
+    sessions: dict[str, Session], people: TinyPeople, template: BodyTemplate
+) -> None:
+    def of(meshes: list[np.ndarray], batch: int) -> str | None:
+        one = {"fp32": sessions["fp32"]}
+        return measure_accuracy(one, TinyPeople(people.spec, meshes), template, batch_size=batch)["fp32"].truth_sha256
+
+    meshes = list(people.meshes[:4])
+    assert of(meshes, 4) == of(meshes, 3)
+    assert len({of(meshes, 4), of(meshes[::-1], 4), of(meshes[:3], 4)}) == 3
 
 
 def test_agrees_with_the_evaluation_of_training(

@@ -117,6 +117,10 @@ def test_refuses_what_cannot_be_measured() -> None:
     back = iter(np.arange(100, 0, -1.0))
     with pytest.raises(UserError, match="the clock went back"):
         measure_interleaved({"a": lambda: None}, runs=20, clock=lambda: float(next(back)))
+    # Set back by an hour between two calls: every single call looks well.
+    ticks = iter([*np.arange(10.0), *np.arange(-3600.0, -3500.0)])
+    with pytest.raises(UserError, match="the clock went back"):
+        measure_interleaved({"a": lambda: None}, runs=20, clock=lambda: float(next(ticks)))
     with pytest.raises(UserError, match="two subjects of one run, got 20 and 10 calls"):
         ratio(Latency(np.ones(20), 0), Latency(np.ones(10), 0))
     with pytest.raises(UserError, match="too short for this clock"):

@@ -87,6 +87,7 @@ def test_a_whole_run(settings: Settings, bundle: Bundle, tiny_material: Material
             else:
                 found = latency["ratio_to_fp32"]
                 assert 0 < found["low"] <= found["median"] <= found["high"]
+                assert found["interval"] is None  # nor do 2 rounds an interval
         # Cropping and placing come on top of the network.
         assert entry["latency"]["end_to_end"]["min_ms"] > entry["latency"]["network"]["min_ms"]
     extent = np.linalg.norm(template.vertices - template.root("h36m14", template.vertices), axis=1).mean()

@@ -5,15 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.__main__ import main
 from benchmarks.published import PUBLISHED
-from benchmarks.report import read_report, write_report
+from benchmarks.report import pack_samples, read_report, unpack_samples, write_report
 from benchmarks.tables import BEGIN, END, between_markers, markdown_table, report_markdown
 from metro_edge.errors import UserError
+from tests.benchmarks.conftest import made_report
 
 
 def latency(p50: float, p95: float, median: float | None = None) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def broken(path: Path, change: Any) -> Path:
     ("change", "message"),
     [
         (lambda r: r.pop("kind"), "is not a benchmark result"),
-        (lambda r: r.update(schema_version=2), "has schema version 2, this metro-edge reads 1"),
+        (lambda r: r.update(schema_version=3), "has schema version 3, this metro-edge reads 1 and 2"),
         (lambda r: r.pop("machine"), "incomplete benchmark result: 'machine' is missing"),
         (lambda r: r["precisions"].clear(), "no precision was measured"),
         (lambda r: r["precisions"]["fp32"].pop("latency"), "incomplete benchmark result"),
@@ -210,6 +212,62 @@ def broken(path: Path, change: Any) -> Path:
 def test_results_that_are_none_are_refused(change: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         read_report(broken(tmp_path / "r.json", change))
+
+
+def test_the_figures_of_schema_2_have_intervals_in_the_file_and_in_the_table(tmp_path: Path) -> None:
+    report = made_report()
+    path, _ = write_report(tmp_path, "result", report, "text")
+    assert read_report(path) == report
+    text = report_markdown(report)
+    change = report["precisions"]["int8"]["accuracy"]["against_fp32"]
+    low, high = (change["intervals"]["mpjpe_change_mm"][end] for end in ("low", "high"))
+    worst = f"{change['mpjpe_change_worst_mm']:+.1f} ({change['mpjpe_change_worst_sample']})"
+    assert f"| {low:+.2f} to {high:+.2f} | " in text and f" | {worst} |" in text
+    assert "Intervals of 95% of these figures\n\n| precision | network x FP32 |" in text
+    assert "Intervals: bootstrap, 2000 resamples, seed 0" in text
+    # Two samples and rounds give no interval and no 95th percentile, and the table says so by a dash.
+    text = report_markdown(made_report(samples=2, runs=20))
+    (row,) = [line for line in text.splitlines() if line.startswith("| int8 | - |")]
+    assert row.startswith("| int8 | - | - | - | - | - | - | - | +1.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p["fp32"]["accuracy"].pop("intervals"), "incomplete benchmark result"),
+        (lambda p: p["int8"]["latency"]["network"].pop("intervals"), "incomplete benchmark result"),
+        (lambda p: p["int8"]["latency"]["network"]["ratio_to_fp32"].pop("interval"), "incomplete benchmark result"),
+        (
+            lambda p: p["int8"]["accuracy"]["intervals"]["mpjpe_mm"].update(low=float("nan")),
+            "a figure of int8 is not finite",
+        ),
+        (
+            lambda p: p["int8"]["accuracy"]["against_fp32"].update(mpvpe_change_worst_mm=float("inf")),
+            "a figure of int8 is not finite",
+        ),
+        (
+            lambda p: p["int8"]["accuracy"]["per_sample_mm"].update(mpjpe=pack_samples([1.0] * 59)),
+            "the errors per sample are not those of 60 samples",
+        ),
+        (
+            lambda p: p["int8"]["accuracy"]["per_sample_mm"].update(mpjpe=pack_samples([np.nan] * 60)),
+            "the error of a sample is not finite",
+        ),
+        (lambda p: p["int8"]["accuracy"]["per_sample_mm"].update(mpjpe="?"), "incomplete benchmark result"),
+        (lambda p: p["int8"]["accuracy"]["per_sample_mm"].update(mpjpe="AAAA"), "incomplete benchmark result"),
+    ],
+)
+def test_broken_intervals_and_samples_are_refused(change: Any, message: str, tmp_path: Path) -> None:
+    report = made_report()
+    change(report["precisions"])
+    (tmp_path / "r.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match=message):
+        read_report(tmp_path / "r.json")
+
+
+@given(st.lists(st.floats(0, 1e4, width=32), max_size=30))
+def test_packed_samples_come_back(values: list[float]) -> None:
+    assert unpack_samples(pack_samples(values)).tolist() == values
 
 
 def test_files_that_are_no_results_are_refused(tmp_path: Path) -> None:
