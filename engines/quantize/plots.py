@@ -74,7 +74,8 @@ def plot_sensitivity(path: Path, report: Mapping[str, Any]) -> None:
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.margins(x=0.12)
     axes.set_xlabel(f"{NAMES['moved']}, mm, with this layer alone in lower precision")
-    axes.set_title(f"{report['network']['name']}: the {len(shown)} layers of {len(items)} that move the mesh most")
+    # In two lines: the names at the left leave little room, and a long title ran out of the picture.
+    axes.set_title(f"{report['network']['name']}\nthe {len(shown)} of {len(items)} that move the mesh most")
     if kinds and shown:
         axes.legend(fontsize=9, frameon=False, loc="lower right")
     save_figure(figure, path)
