@@ -62,8 +62,21 @@ def run_command(args: argparse.Namespace) -> int:
     try:
         return int(args.run(args))
     except UserError as error:
+        _close_progress_bars()
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
+        _close_progress_bars()
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _close_progress_bars() -> None:
+    """Clear the bars that an error left open, which the error line would be written into; loads nothing."""
+    if (tqdm := sys.modules.get("tqdm")) is None:
+        return
+    bars = sorted(getattr(tqdm.tqdm, "_instances", ()), key=lambda bar: -abs(bar.pos))
+    for bar in bars:  # from the lowest line up
+        bar.close()
+    if bars:
+        print(end="\r", file=sys.stderr)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from tqdm import tqdm
 
 import metro_edge
 from metro_edge import cli
@@ -58,3 +59,19 @@ def test_as_a_module_without_a_traceback(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == f"error: no picture at {tmp_path / 'none.jpg'}\n"
+
+
+def test_an_error_under_progress_bars_keeps_its_line(monkeypatch, capsys):
+    kept, running = [], []
+
+    def fail(_args):
+        kept.extend(tqdm(range(3), desc=name, leave=False) for name in ("outer", "inner"))
+        running.extend(map(iter, kept))
+        for bar in running:
+            next(bar)
+        raise UserError("no picture")
+
+    monkeypatch.setattr("metro_edge.cli.run.run", fail)
+    assert cli.main(["run", "a.jpg"]) == 2
+    assert all(bar.disable for bar in kept)
+    assert capsys.readouterr().err.splitlines()[-1] == "error: no picture"
