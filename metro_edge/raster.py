@@ -46,7 +46,8 @@ def rasterise(
         depth: (H, W) float32 depths in metres that are already there, such as an earlier call's; None means far_m.
         cull_back: leave out triangles that face away; for closed meshes that are counter-clockwise seen from
             outside in a y-up frame, as BodyTemplate's are.
-        near_m, far_m: depths in metres between which surfaces are drawn.
+        near_m, far_m: depths in metres between which surfaces are drawn; surfaces within far_m * 4e-7 * far_m / near_m
+            of far_m (a tenth of far_m at most) count as nothing in the depths that are returned.
 
     Returns:
         colour (H, W, 3) float32 and depth (H, W) float32 in metres, far_m where nothing is.
@@ -57,6 +58,7 @@ def rasterise(
     width, height = _checked_size(size_wh)
     _check_mesh(vertices, faces, colours)
     _check_camera(focal_px, centre_px, near_m, far_m)
+    untouched = depth is None
     colour = _buffer("colour", colour, (height, width, 3), 0.0)
     depth = _buffer("depth", depth, (height, width), far_m)
     if not len(faces):
@@ -75,10 +77,14 @@ def rasterise(
         kept = kept[~behind[kept].any(axis=1)]
         if not len(kept):
             return colour, depth
-    empty = depth >= far_m
+    if cull_back:
+        kept = kept[_seen(points, kept)]
+        if not len(kept):
+            return colour, depth
+    empty = None if untouched else depth >= far_m
     settings = cv2.TriangleRasterizeSettings()
     settings.setShadingType(cv2.RASTERIZE_SHADING_SHADED)
-    settings.setCullingMode(cv2.RASTERIZE_CULLING_CW if cull_back else cv2.RASTERIZE_CULLING_NONE)
+    settings.setCullingMode(cv2.RASTERIZE_CULLING_NONE)
     cv2.triangleRasterize(
         points,
         kept,
@@ -91,8 +97,22 @@ def rasterise(
         far_m,
         settings,
     )
-    depth[empty & (depth >= far_m * 0.9)] = far_m  # its conversion to inverse depth and back is not exact there
+    # It keeps inverse depths, in which float32 is coarse far away: what was empty comes back near far_m, not as it.
+    lost = min(0.1, 1e-5 + 4e-7 * far_m / near_m)
+    nothing = depth >= far_m * (1.0 - lost)
+    np.copyto(depth, far_m, where=nothing if empty is None else nothing & empty)
     return colour, depth
+
+
+def _seen(points: FloatArray, faces: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return which faces (F, 3) over points (V, 3), in OpenGL's camera frame, turn their front to the camera.
+
+    OpenCV's own culling finds that out after its work on a triangle, for a sixth of the whole time of a body.
+    """
+    triangles = np.take(np.ascontiguousarray(points.T), faces.T.ravel(), axis=1).reshape(3, 3, len(faces))
+    a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
+    volume = sum(a[i] * (b[j] * c[k] - b[k] * c[j]) for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)))
+    return np.asarray(volume < 0)
 
 
 def project(points: NDArray[np.floating], focal_px: float, centre_px: tuple[float, float]) -> NDArray[np.floating]:
@@ -109,18 +129,18 @@ def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -
     without faces, or whose faces cancel out, gets a zero normal.
     """
     vertices = np.asarray(vertices, np.float32)
-    a, b, c = (vertices[faces[:, i]] for i in range(3))
-    u, v = b - a, c - a
-    crossed = np.empty_like(u)
-    for axis, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):  # np.cross takes three times as long
-        crossed[:, axis] = u[:, i] * v[:, j] - u[:, j] * v[:, i]
-    normals = np.empty_like(vertices)
-    corners = np.asarray(faces).T.ravel()
-    for axis in range(3):  # bincount is several times faster than np.add.at
-        normals[:, axis] = np.bincount(corners, np.tile(crossed[:, axis], 3), minlength=len(vertices))
-    lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+    corners = np.asarray(faces, np.intp).T.ravel()
+    # Numbers of one axis side by side, and np.take: a third of the time of rows of three.
+    triangles = np.take(np.ascontiguousarray(vertices.T), corners, axis=1).reshape(3, 3, len(faces))
+    first = triangles[:, 0]
+    u, v = triangles[:, 1] - first, triangles[:, 2] - first
+    normals = np.empty((3, len(vertices)), np.float32)
+    for axis, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):
+        crossed = np.tile(u[i] * v[j] - u[j] * v[i], 3)
+        normals[axis] = np.bincount(corners, crossed, minlength=len(vertices))  # np.add.at takes several times as long
+    lengths = np.sqrt((normals * normals).sum(axis=0))
     unit: FloatArray = np.divide(normals, lengths, out=np.zeros_like(normals), where=lengths > 1e-20)
-    return unit
+    return np.ascontiguousarray(unit.T)
 
 
 def _checked_size(size_wh: tuple[int, int]) -> tuple[int, int]:

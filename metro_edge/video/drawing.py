@@ -1,7 +1,7 @@
 """Drawing a video's people fast, on one core: meshes, skeletons, boxes, identities and a view from the side.
 
 Where `overlay.draw_bodies` aims at one good picture, this aims at a frame rate: a level of the mesh of some thousand
-triangles, drawn into a picture of at most MOST_PX pixels a person, which is enlarged with its edges smooth.
+triangles, drawn into a picture of about MOST_PX pixels a person, which is enlarged with its edges smooth.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from metro_edge.video.overlay import PALETTE, draw_skeleton_into, shade
 from metro_edge.video.people import Person
 from metro_edge.video.stream import FrameResult
 
-MOST_PX = 55_000  # of the small picture that a group of people who overlap is drawn into, per person
-FINEST = 2.0  # samples per pixel and axis, for people who are small in the picture
+MOST_PX = 36_000  # of the small picture that a group of people who overlap is drawn into, per person
 SIDE_SHARE = 0.32  # of the frame's height, of the side view's sides
-STRIP_PX = 48  # rows that are blended at once
+SIDE_HALVES = 4  # half pixels per sample there
+BAND_ROWS = 64  # of the small picture that are enlarged and blended at once
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 Region = tuple[int, int, int, int]
 
@@ -62,6 +62,16 @@ class _Mesh:
     region: Region
     focal_px: float
     centre_px: tuple[float, float]
+
+    def seen_by(self, other: _Mesh) -> NDArray[np.float32]:
+        """Return vertices that the camera of `other` sees on the same pixels, at the same depths."""
+        if (self.focal_px, self.centre_px) == (other.focal_px, other.centre_px):
+            return self.vertices
+        vertices = self.vertices * (self.focal_px / other.focal_px)
+        moved = np.subtract(self.centre_px, other.centre_px) / other.focal_px
+        vertices[:, :2] += self.vertices[:, 2:] * moved.astype(np.float32)
+        vertices[:, 2] = self.vertices[:, 2]
+        return vertices
 
 
 class Drawer:
@@ -107,30 +117,23 @@ class Drawer:
 
     def _draw(self, picture: Frame, group: Sequence[_Mesh]) -> None:
         x0, y0, x1, y1 = _union([mesh.region for mesh in group])
-        area = (x1 - x0) * (y1 - y0)
-        scale = min(FINEST, math.sqrt(MOST_PX * len(group) / area))
-        size_wh = (max(2, math.ceil((x1 - x0) * scale)), max(2, math.ceil((y1 - y0) * scale)))
-        # The same scale on both axes for the camera; the last pixel may reach past the region, and is cut by resize.
-        scale = size_wh[0] / (x1 - x0)
+        # Halves of pixels per sample, so that whole pairs of samples make whole pixels.
+        halves = max(1, round(2.0 * math.sqrt((x1 - x0) * (y1 - y0) / (MOST_PX * len(group)))))
+        scale = 2.0 / halves
+        # The last samples may reach past the region.
+        size_wh = (2 * math.ceil((x1 - x0) / halves), 2 * math.ceil((y1 - y0) / halves))
         near = max(0.01, min(float(mesh.vertices[:, 2].min()) for mesh in group) * 0.9)
         far = float(np.float32(max(float(mesh.vertices[:, 2].max()) for mesh in group) * 1.1))
-        colour, depth = None, None
-        for mesh in group:
-            centre = tuple((c - o + 0.5) * scale - 0.5 for c, o in zip(mesh.centre_px, (x0, y0), strict=True))
-            colour, depth = rasterise(
-                mesh.vertices, self._faces, mesh.colours, mesh.focal_px * scale, (centre[0], centre[1]), size_wh,
-                colour=colour, depth=depth, cull_back=True, near_m=near, far_m=far,
-            )  # fmt: skip
-        assert colour is not None and depth is not None
-        # Where nothing was drawn the colour is still black: it is multiplied by alpha as it is.
-        full = 255.0 * self.style.opacity
-        alpha = cv2.bitwise_and(
-            cv2.compare(depth, np.full_like(depth, far), cv2.CMP_LT), np.full(depth.shape, round(full), np.uint8)
-        )
-        layer = cv2.merge([*cv2.split(cv2.convertScaleAbs(colour, alpha=full)), alpha])
-        wanted_wh = (x1 - x0, y1 - y0)
-        how = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-        blend(picture[y0:y1, x0:x1], np.asarray(cv2.resize(layer, wanted_wh, interpolation=how), np.uint8))
+        first = group[0]
+        centre = tuple((c - o + 0.5) * scale - 0.5 for c, o in zip(first.centre_px, (x0, y0), strict=True))
+        count = len(self._vertices)
+        colour, depth = rasterise(
+            np.concatenate([mesh.seen_by(first) for mesh in group]),
+            np.concatenate([self._faces + count * number for number in range(len(group))]),
+            np.concatenate([mesh.colours for mesh in group]),
+            first.focal_px * scale, (centre[0], centre[1]), size_wh, cull_back=True, near_m=near, far_m=far,
+        )  # fmt: skip
+        blend_scaled(picture[y0:y1, x0:x1], layer_of(colour, depth, far, self.style.opacity), halves)
 
     def _draw_side(self, picture: Frame, result: FrameResult) -> None:
         """Draw the people as seen from their right, level with the ground, into the upper right corner."""
@@ -146,7 +149,8 @@ class Drawer:
         low, high = everything.min(axis=0), everything.max(axis=0)
         middle, size = (low + high) / 2, max(1.2 * float((high - low)[1:].max()), 0.5)
         metre_px = side / size
-        small = max(2, side // 2)  # drawn at half the size, enlarged with smooth edges
+        small = 2 * math.ceil(side / SIDE_HALVES)
+        centre = (side / 2.0 + 0.5) * 2.0 / SIDE_HALVES - 0.5
         far = 100.0  # metres: from so far away perspective does not show
         colour, depth = None, None
         for person, points in meshes:
@@ -160,13 +164,12 @@ class Drawer:
             shading = shade(turned, self._faces, colour_of(person.identity))
             turned[:, 2] += far
             colour, depth = rasterise(
-                turned.astype(np.float32), self._faces, shading, small / size * far, (small / 2.0, small / 2.0),
-                (small, small), colour=colour, depth=depth, cull_back=True, near_m=far - 20.0, far_m=far + 20.0,
+                turned.astype(np.float32), self._faces, shading, metre_px * far * 2.0 / SIDE_HALVES,
+                (centre, centre), (small, small), colour=colour, depth=depth, cull_back=True,
+                near_m=far - 20.0, far_m=far + 20.0,
             )  # fmt: skip
         if colour is not None and depth is not None:
-            solid = (depth < np.float32(far + 20.0)).astype(np.uint8) * 255
-            layer = cv2.merge([*cv2.split(cv2.convertScaleAbs(colour, alpha=255.0)), solid])
-            blend(panel, np.asarray(cv2.resize(layer, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8))
+            blend_scaled(panel, layer_of(colour, depth, far + 20.0, 1.0), SIDE_HALVES)
         floor = round(side / 2.0 + middle[1] * metre_px)
         cv2.line(panel, (0, floor), (side - 1, floor), (150, 150, 150), 1)
         cv2.putText(panel, "side", (8, 18), FONT, 0.5, (220, 220, 220), 1, cv2.LINE_AA)
@@ -195,20 +198,52 @@ def colour_of(identity: int) -> tuple[float, float, float]:
     return PALETTE[(identity - 1) % len(PALETTE)]
 
 
+def layer_of(
+    colour: NDArray[np.float32], depth: NDArray[np.float32], far_m: float, opacity: float
+) -> NDArray[np.uint8]:
+    """Return (H, W, 4) uint8, BGR times alpha and alpha, of a drawn picture; nothing is where the depth is `far_m`."""
+    full = round(255.0 * opacity)
+    alpha = np.multiply(depth < np.float32(far_m), np.uint8(full))
+    # Where nothing was drawn the colour is still black.
+    return np.asarray(cv2.merge([*cv2.split(cv2.convertScaleAbs(colour, alpha=float(full))), alpha]), np.uint8)
+
+
+def blend_scaled(part: Frame, layer: NDArray[np.uint8], halves: int) -> None:
+    """Lay `layer` (H, W, 4), BGR times alpha and alpha, over `part`, in place, each sample on halves / 2 pixels.
+
+    The layer's size is even and reaches over the part's right and lower edge. Much of a person's box is empty: band by
+    band, only the columns that hold something are enlarged (bilinear) and blended, to the same values as the whole.
+    """
+    if halves < 2:
+        wanted_wh = (layer.shape[1] // 2, layer.shape[0] // 2)
+        small = np.asarray(cv2.resize(layer, wanted_wh, interpolation=cv2.INTER_AREA), np.uint8)
+        blend(part, small[: part.shape[0], : part.shape[1]])
+        return
+    rows, columns = layer.shape[:2]
+    for top in range(0, rows, BAND_ROWS):
+        end = min(top + BAND_ROWS, rows)
+        # A sample reaches over one beside it.
+        filled = np.flatnonzero(cv2.reduce(layer[max(top - 1, 0) : end + 1, :, 3], 0, cv2.REDUCE_MAX))
+        if not len(filled):
+            continue
+        left, right = (int(filled[0]) - 1) // 2 * 2, (int(filled[-1]) + 3) // 2 * 2
+        left, right = max(left, 0), min(right, columns)
+        # Two more samples on each side, so that the edges of what is used are computed as within the whole.
+        y, x = max(top - 2, 0), max(left - 2, 0)
+        piece = layer[y : min(end + 2, rows), x : min(right + 2, columns)]
+        if halves > 2:
+            wanted_wh = (piece.shape[1] * halves // 2, piece.shape[0] * halves // 2)
+            piece = np.asarray(cv2.resize(piece, wanted_wh, interpolation=cv2.INTER_LINEAR), np.uint8)
+        target = part[top * halves // 2 : end * halves // 2, left * halves // 2 : right * halves // 2]
+        skipped_y, skipped_x = (top - y) * halves // 2, (left - x) * halves // 2
+        blend(target, piece[skipped_y : skipped_y + target.shape[0], skipped_x : skipped_x + target.shape[1]])
+
+
 def blend(part: Frame, layer: NDArray[np.uint8]) -> None:
     """Lay `layer` (H, W, 4), BGR times alpha and alpha, over `part` (H, W, 3), in place."""
-    for top in range(0, len(part), STRIP_PX):
-        strip = layer[top : top + STRIP_PX]
-        # Much of a person's box is empty: only the columns that have something are blended.
-        columns = np.flatnonzero(cv2.reduce(strip[..., 3], 0, cv2.REDUCE_MAX))
-        if len(columns):
-            _blend_all(part[top : top + STRIP_PX, columns[0] : columns[-1] + 1], strip[:, columns[0] : columns[-1] + 1])
-
-
-def _blend_all(part: Frame, layer: NDArray[np.uint8]) -> None:
     remaining = cv2.cvtColor(cv2.bitwise_not(layer[..., 3]), cv2.COLOR_GRAY2BGR)
     dimmed = cv2.multiply(part, remaining, scale=1.0 / 255.0)
-    part[:] = cv2.add(dimmed, cv2.cvtColor(layer, cv2.COLOR_BGRA2BGR))
+    cv2.add(dimmed, cv2.cvtColor(layer, cv2.COLOR_BGRA2BGR), dst=part)
 
 
 def _groups(meshes: Sequence[_Mesh]) -> list[list[_Mesh]]:

@@ -78,6 +78,32 @@ def test_culling_drops_faces_that_look_away():
         assert colour.any() == drawn
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 9999), cx=st.floats(-60, 160))
+def test_faces_that_are_left_out_are_those_whose_projection_turns_the_other_way(seed, cx):
+    rng = np.random.default_rng(seed)
+    vertices = (rng.normal(0, 0.3, (3, 3)) + np.array((0, 0, 2))).astype(np.float32)
+    vertices[:, 0] += 2 * (50 - cx) / 100  # into the picture
+    a, b, c = project(vertices.astype(np.float64), 100.0, (cx, 40.0))
+    area = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+    face = np.array([[0, 1, 2]])
+    both = rasterise(vertices, face, np.ones((3, 3)), 100.0, (cx, 40.0), (100, 80))[0]
+    one = rasterise(vertices, face, np.ones((3, 3)), 100.0, (cx, 40.0), (100, 80), cull_back=True)[0]
+    if abs(area) > 1:
+        np.testing.assert_array_equal(one, both if area < 0 else np.zeros_like(both))
+
+
+def test_surfaces_just_before_the_far_plane_are_there():
+    near_m, far_m = 2.7, 3.3
+    for share, drawn in ((0.999, True), (0.9999, True), (1.01, False)):
+        patch = quad(19.5, 29.5, 60.5, 50.5, (far_m * share,) * 4)
+        colour, depth = rasterise(
+            patch, FACES, np.ones((4, 3)), FOCAL, CENTRE, (99, 99), near_m=near_m, far_m=far_m
+        )  # fmt: skip
+        assert (depth < far_m)[30:51, 20:61].all() == drawn and colour[30:51, 20:61].all() == drawn
+        np.testing.assert_array_equal(depth < np.float32(far_m), colour[..., 0] > 0)
+
+
 def test_what_is_behind_the_camera_is_not_drawn():
     for depths in ((-2,) * 4, (0.01,) * 4):
         colour, _ = rasterise(quad(20, 20, 60, 60, depths), FACES, np.ones((4, 3)), FOCAL, CENTRE, (99, 99))

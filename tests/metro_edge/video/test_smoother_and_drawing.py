@@ -9,7 +9,7 @@ import pytest
 from metro_edge.errors import UserError
 from metro_edge.metrics import acceleration_error_mm
 from metro_edge.smoothing import OneEuro
-from metro_edge.video.drawing import Drawer, Style, blend, colour_of
+from metro_edge.video.drawing import BAND_ROWS, Drawer, Style, blend, blend_scaled, colour_of
 from metro_edge.video.people import Person, body_box
 from metro_edge.video.smoother import OUTSIDE, BodySmoother
 
@@ -197,3 +197,38 @@ def test_blending_is_what_it_says():
     blended = part.copy()
     blend(blended, np.dstack([colour, alpha]))
     np.testing.assert_allclose(blended, np.clip(wanted, 0, 255), atol=1.1)
+
+
+@pytest.mark.parametrize("halves", [1, 2, 3, 5, 6])
+def test_a_layer_enlarged_in_bands_is_the_layer_enlarged_as_a_whole(halves):
+    rng = np.random.default_rng(halves)
+    rows, columns = 2 * BAND_ROWS + 10, 40
+    alpha = np.zeros((rows, columns), np.uint8)
+    alpha[5:60, 8:20] = rng.integers(0, 256, (55, 12))
+    alpha[BAND_ROWS + 3 :, 33:] = 255  # up to the lower right corner; the band between is empty at its left
+    colour = (rng.integers(0, 256, (rows, columns, 3)) * (alpha[..., None] / 255.0)).astype(np.uint8)
+    layer = np.dstack([colour, alpha])
+    part = rng.integers(0, 256, (rows * halves // 2 - 1, columns * halves // 2 - 2, 3), dtype=np.uint8)
+    how = cv2.INTER_AREA if halves < 2 else cv2.INTER_LINEAR
+    whole = np.asarray(cv2.resize(layer, (columns * halves // 2, rows * halves // 2), interpolation=how))
+    wanted = part.copy()
+    blend(wanted, whole[: len(part), : part.shape[1]])
+    blend_scaled(part, layer, halves)
+    assert np.abs(part.astype(int) - wanted).max() <= 1
+
+
+def test_people_of_different_cameras_are_each_where_their_own_camera_puts_them(template, result_of):
+    """One call draws a group; a longer lens from further away gives the same outline."""
+    result = result_of(0, {1: ((-0.1, 0, 3.0), 0), 2: ((0.2, 0, 4.0), 0)})
+    one, other = result.people
+    moved = dataclasses.replace(
+        other.body,
+        focal_px=other.body.focal_px * 1.5,
+        centre_px=(other.body.centre_px[0] + 12.0, other.body.centre_px[1] - 7.0),
+    )
+    result = dataclasses.replace(result, people=(one, dataclasses.replace(other, body=moved)))
+    draw = Drawer(template, Style(boxes=False, labels=False))
+    apart = [draw(dataclasses.replace(result, people=(person,))) for person in result.people]
+    changed = [(picture != result.image).any(axis=2) for picture in apart]
+    together = (draw(result) != result.image).any(axis=2)
+    assert (together != np.any(changed, axis=0)).mean() < 0.01 and changed[1].sum() > 50
