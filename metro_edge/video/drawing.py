@@ -25,6 +25,7 @@ from metro_edge.video.stream import FrameResult
 
 MOST_PX = 36_000  # of the small picture that a group of people who overlap is drawn into, per person
 SIDE_SHARE = 0.32  # of the frame's height, of the side view's sides
+SIDE_FAR_M = 100.0  # metres: from so far away perspective does not show
 SIDE_HALVES = 4  # half pixels per sample there
 BAND_ROWS = 64  # of the small picture that are enlarged and blended at once
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -126,21 +127,24 @@ class Drawer:
         far = float(np.float32(max(float(mesh.vertices[:, 2].max()) for mesh in group) * 1.1))
         first = group[0]
         centre = tuple((c - o + 0.5) * scale - 0.5 for c, o in zip(first.centre_px, (x0, y0), strict=True))
-        count = len(self._vertices)
         colour, depth = rasterise(
             np.concatenate([mesh.seen_by(first) for mesh in group]),
-            np.concatenate([self._faces + count * number for number in range(len(group))]),
+            self._faces_of(len(group)),
             np.concatenate([mesh.colours for mesh in group]),
             first.focal_px * scale, (centre[0], centre[1]), size_wh, cull_back=True, near_m=near, far_m=far,
         )  # fmt: skip
         blend_scaled(picture[y0:y1, x0:x1], layer_of(colour, depth, far, self.style.opacity), halves)
 
+    def _faces_of(self, people: int) -> NDArray[np.int32]:
+        """Return the faces of so many bodies whose vertices follow each other."""
+        return np.concatenate([self._faces + np.int32(len(self._vertices) * number) for number in range(people)])
+
     def _draw_side(self, picture: Frame, result: FrameResult) -> None:
         """Draw the people as seen from their right, level with the ground, into the upper right corner."""
         side = int(SIDE_SHARE * picture.shape[0])
         panel = picture[:side, picture.shape[1] - side :]
-        panel[:] = panel // 3
-        meshes, ground = [], result.ground
+        panel[:] = cv2.convertScaleAbs(panel, alpha=1.0 / 3.0)
+        meshes, ground = [], result.ground.astype(np.float32)
         for person in result.people:
             body = person.body
             points = (body.vertices[self._vertices] if body.has_mesh else body.joints) + body.translation
@@ -149,10 +153,7 @@ class Drawer:
         low, high = everything.min(axis=0), everything.max(axis=0)
         middle, size = (low + high) / 2, max(1.2 * float((high - low)[1:].max()), 0.5)
         metre_px = side / size
-        small = 2 * math.ceil(side / SIDE_HALVES)
-        centre = (side / 2.0 + 0.5) * 2.0 / SIDE_HALVES - 0.5
-        far = 100.0  # metres: from so far away perspective does not show
-        colour, depth = None, None
+        solids, shadings = [], []
         for person, points in meshes:
             # The camera's depth becomes x: whoever is nearer to the camera is further left.
             turned = np.stack((middle[2] - points[:, 2], middle[1] - points[:, 1], points[:, 0] - middle[0]), axis=1)
@@ -161,15 +162,17 @@ class Drawer:
                 for x, y in turned[:, :2] * metre_px + side / 2.0:
                     cv2.circle(panel, (round(float(x)), round(float(y))), 2, bgr, -1, cv2.LINE_AA)
                 continue
-            shading = shade(turned, self._faces, colour_of(person.identity))
-            turned[:, 2] += far
+            shadings.append(shade(turned, self._faces, colour_of(person.identity)))
+            solids.append(turned + np.array((0.0, 0.0, SIDE_FAR_M), np.float32))
+        if solids:
+            small = 2 * math.ceil(side / SIDE_HALVES)
+            centre = (side / 2.0 + 0.5) * 2.0 / SIDE_HALVES - 0.5
             colour, depth = rasterise(
-                turned.astype(np.float32), self._faces, shading, metre_px * far * 2.0 / SIDE_HALVES,
-                (centre, centre), (small, small), colour=colour, depth=depth, cull_back=True,
-                near_m=far - 20.0, far_m=far + 20.0,
+                np.concatenate(solids), self._faces_of(len(solids)), np.concatenate(shadings),
+                metre_px * SIDE_FAR_M * 2.0 / SIDE_HALVES, (centre, centre), (small, small), cull_back=True,
+                near_m=SIDE_FAR_M - 20.0, far_m=SIDE_FAR_M + 20.0,
             )  # fmt: skip
-        if colour is not None and depth is not None:
-            blend_scaled(panel, layer_of(colour, depth, far + 20.0, 1.0), SIDE_HALVES)
+            blend_scaled(panel, layer_of(colour, depth, SIDE_FAR_M + 20.0, 1.0), SIDE_HALVES)
         floor = round(side / 2.0 + middle[1] * metre_px)
         cv2.line(panel, (0, floor), (side - 1, floor), (150, 150, 150), 1)
         cv2.putText(panel, "side", (8, 18), FONT, 0.5, (220, 220, 220), 1, cv2.LINE_AA)
