@@ -55,7 +55,12 @@ def open_stream(args: argparse.Namespace, mesh: bool = True) -> Stream:
         crop_rule=args.crop_rule,
         affinity=args.affinity,
     )
-    return Stream(source, estimator, people, None if args.no_smoothing else BodySmoother(mesh=mesh))
+    smoother = None if args.no_smoothing else BodySmoother(mesh=mesh)
+    try:
+        return Stream(source, estimator, people, smoother, args.camera_matrix)
+    except UserError:
+        estimator.close()
+        raise
 
 
 def style_of(parts: Sequence[str] | None) -> Style:

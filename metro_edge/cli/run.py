@@ -53,12 +53,7 @@ def add_parser(subparsers: Any) -> None:
         help=f"how a box becomes the network's input: {', '.join(CROP_RULES)} (default: as the network learnt it)",
     )
     parser.add_argument("--precision", metavar="P", default="fp32", help="fp32, fp16 or int8 (default: fp32)")
-    parser.add_argument(
-        "--focal-px",
-        metavar="F",
-        type=float,
-        help="focal length in pixels (default: the picture's diagonal, about a normal lens)",
-    )
+    add_camera_options(parser)
     parser.add_argument("--side-by-side", action="store_true", help="put the bare picture beside the overlay")
     add_stream_options(parser)
     add_smpl_options(parser)
@@ -75,6 +70,24 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the engine's choice)")
     parser.add_argument(
         "--affinity", metavar="C,C", type=parse_cores, help="CPU cores of the threads, such as 0,2 (default: any)"
+    )
+
+
+def add_camera_options(parser: argparse.ArgumentParser) -> None:
+    """Add --focal-px and --camera-matrix, of which one may be given."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--focal-px",
+        metavar="F",
+        type=float,
+        help="focal length in pixels (default: in folders the pictures' EXIF data, else the diagonal, a normal lens)",
+    )
+    group.add_argument(
+        "--camera-matrix",
+        metavar="FX,FY,CX,CY",
+        type=parse_camera,
+        help="focal lengths and principal point in pixels, as OpenCV's or ROS's calibration gives them, of undistorted "
+        "frames",
     )
 
 
@@ -143,6 +156,15 @@ def parse_cores(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of core numbers such as 0,2") from None
 
 
+def parse_camera(text: str) -> list[list[float]]:
+    """Return the camera matrix (3, 3) of `fx,fy,cx,cy`; raises argparse.ArgumentTypeError."""
+    try:
+        fx, fy, cx, cy = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not fx,fy,cx,cy in pixels") from None
+    return [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]
+
+
 def parse_box(text: str) -> tuple[float, float, float, float]:
     """Return x, y, width, height of `x,y,w,h`; raises argparse.ArgumentTypeError."""
     try:
@@ -171,6 +193,7 @@ def run_pictures(args: argparse.Namespace) -> int:
 
     from metro_edge.estimator import MeshEstimator
     from metro_edge.files import output_folder
+    from metro_edge.postprocess import Intrinsics
     from metro_edge.preprocess import check_boxes, read_picture
     from metro_edge.results import model_description, write_results
     from metro_edge.smpl.fit import SHAPE_WEIGHT_MM2
@@ -184,6 +207,8 @@ def run_pictures(args: argparse.Namespace) -> int:
         raise UserError(f"--{given[0].replace('_', '-')} goes with --smpl-parameters")
     if args.smpl_same_person and len(args.boxes or ()) > 1:
         raise UserError(f"--smpl-same-person takes one person a picture, got {len(args.boxes)} boxes")
+    if args.camera_matrix is not None:
+        Intrinsics.from_matrix(args.camera_matrix)  # raises before the network is loaded
     # All pictures are tried before the first result is written.
     for picture in args.pictures:
         frame = read_picture(picture)
@@ -208,7 +233,7 @@ def run_pictures(args: argparse.Namespace) -> int:
         for number, (picture, stem) in enumerate(tqdm(todo, unit="picture", leave=False, disable=len(todo) < 2)):
             frame = read_picture(picture)
             if together is None:
-                bodies = estimator(frame, args.boxes)
+                bodies = estimator(frame, args.boxes, args.camera_matrix)
                 smpl = None if fitter is None else fitter.fit_bodies(bodies, weight)
             else:
                 bodies, smpl = together[number]
@@ -236,7 +261,9 @@ def fitted_together(
     """Return per picture its one body and its parameters, with one shape for all; keeps no picture in memory."""
     from metro_edge.preprocess import read_picture
 
-    bodies = [body for picture in args.pictures for body in estimator(read_picture(picture), args.boxes)]
+    bodies = [
+        body for picture in args.pictures for body in estimator(read_picture(picture), args.boxes, args.camera_matrix)
+    ]
     fitted = fitter.fit_bodies(bodies, shape_weight_mm2, share_betas=True)
     return [([body], fitted.only(i)) for i, body in enumerate(bodies)]
 

@@ -6,7 +6,7 @@ import argparse
 import signal
 from typing import Any
 
-from metro_edge.cli.run import add_model_options, add_people_options, parse_box
+from metro_edge.cli.run import add_camera_options, add_model_options, add_people_options, parse_box
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,9 +24,7 @@ def add_parser(subparsers: Any) -> None:
                         help="a person's box in all frames, once per person")  # fmt: skip
     add_model_options(parser)
     parser.add_argument("--precision", metavar="P", default="fp32", help="fp32, fp16 or int8 (default: fp32)")
-    parser.add_argument(
-        "--focal-px", metavar="F", type=float, help="focal length in px (default: EXIF, or the diagonal)"
-    )
+    add_camera_options(parser)
     add_people_options(parser)
     parser.add_argument(
         "--host", metavar="H", default="127.0.0.1", help="0.0.0.0 for the whole network (default: this machine alone)"

@@ -60,6 +60,20 @@ def test_several_pictures_options_and_equal_names(shared_bundle, picture, tmp_pa
     assert capsys.readouterr().out.count("1 person") == 2
 
 
+def test_a_camera_matrix_places_people_by_its_focal_length_and_principal_point(
+    shared_bundle, picture, tmp_path, capsys
+):
+    matrix = ("--camera-matrix", "400,402,70.5,61")
+    assert run(shared_bundle, picture, *matrix, "-o", tmp_path) == 0
+    person = json.loads((tmp_path / "person.json").read_text())["people"][0]
+    assert person["focal_px"] == 401 and person["centre_px"] == [70.5, 61]
+    with pytest.raises(SystemExit):
+        run(shared_bundle, picture, *matrix, "--focal-px", "500")
+    with pytest.raises(SystemExit):
+        run(shared_bundle, picture, "--camera-matrix", "400,402")
+    assert "'400,402' is not fx,fy,cx,cy" in capsys.readouterr().err
+
+
 def test_same_input_same_files(shared_bundle, picture, tmp_path):
     for out in ("a", "b"):
         run(shared_bundle, picture, "-o", tmp_path / out)
@@ -89,6 +103,7 @@ def bad_cases(tmp_path: Path, picture: Path) -> dict[str, tuple[list[object], st
         "a file for a bundle": ([picture, "--bundle", tmp_path / "file"], "neither a folder nor a readable .zip"),
         "backend": ([picture, "--backend", "tpu"], "unknown backend 'tpu'; known: onnxruntime, openvino"),
         "focal length": ([picture, "--focal-px", "0"], "focal length"),
+        "camera matrix": ([picture, "--camera-matrix", "400,500,80,60"], "two alike positive focal lengths"),
         "threads": ([picture, "--threads", "0"], "threads"),
     }
 

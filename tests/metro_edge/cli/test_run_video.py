@@ -69,6 +69,14 @@ def test_options_of_time_and_smoothing(shared_bundle, tmp_path):
     assert frames[0]["people"][0]["focal_px"] == 99
 
 
+def test_a_camera_matrix_goes_for_all_frames(shared_bundle, tmp_path):
+    clip = write_clip(tmp_path / "a.mp4", 3)
+    options = ("--camera-matrix", "90,90,30,20", "--write", "jsonl")
+    assert run(shared_bundle, clip, *WHOLE, *options, "-o", tmp_path) == 0
+    _, *frames, _ = lines(tmp_path / "a.jsonl")
+    assert {(f["people"][0]["focal_px"], *f["people"][0]["centre_px"]) for f in frames} == {(90, 30, 20)}
+
+
 def test_a_folder_of_pictures_a_box_file_and_a_rotated_video(shared_bundle, tmp_path):
     folder = tmp_path / "shots"
     folder.mkdir()
@@ -104,6 +112,7 @@ def bad_cases(tmp_path: Path) -> dict[str, tuple[list[object], str]]:
         "both boxes": ([clip, *WHOLE, "--boxes", tmp_path / "none.txt"], "exclude each other"),
         "box and detector": ([clip, *WHOLE, "--detector", "a.onnx"], "exclude each other"),
         "detector": ([clip, "--detector", tmp_path / "bad.onnx"], "bad.onnx"),
+        "camera matrix": ([clip, *WHOLE, "--camera-matrix", "90,190,30,20"], "two alike positive focal lengths"),
         "stride": ([clip, "--stride", "0"], "stride must be at least 1"),
         "span": ([clip, "--start", "2", "--end", "1"], "later than start"),
         "picture option": ([clip, "--side-by-side"], "--side-by-side goes with pictures"),
