@@ -130,7 +130,11 @@ def pycuda_site() -> Path:
         )
         for twice in (folder / "site").glob("numpy*"):  # the environment's own is the one that is used
             shutil.rmtree(twice)
-        os.replace(folder / "site", site)
+        try:
+            os.replace(folder / "site", site)
+        except OSError:
+            if not site.exists():  # another process built it meanwhile
+                raise
     return site
 
 
