@@ -14,16 +14,9 @@ from metro_edge.cuda.postprocess import VertexNormals
 from metro_edge.cuda.preprocess import Preprocess
 from metro_edge.errors import DeviceError, UserError
 from metro_edge.estimator import MeshEstimator
-from tests.metro_edge.cuda.session import opened
-from tests.metro_edge.cuda.test_estimator import BOXES, HEIGHT, WIDTH, compare, picture
+from tests.metro_edge.cuda.session import BOXES, HEIGHT, WIDTH, compare, picture
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def made(device, shared_bundle, tmp_path, monkeypatch):
-    with opened(device, shared_bundle, tmp_path, monkeypatch) as (estimator, trt):
-        yield estimator, trt
 
 
 def test_streams_of_other_libraries():
