@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.cli_stages import add_parsers as add_stages_parsers
 from metro_edge.cli import quiet_opencv, run_command
 from metro_edge.errors import UserError
 
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_roofline)
 
     _add_judging(commands)
+    add_stages_parsers(commands)
 
     command = commands.add_parser("table", help="print the Markdown of a saved result again")
     command.add_argument("result", metavar="RESULT.json", type=Path)
@@ -214,10 +216,10 @@ def _roofline(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
-    from benchmarks.report import read_report
-    from benchmarks.tables import insert_into_readme, report_markdown
+    from benchmarks.kinds import saved_markdown
+    from benchmarks.tables import insert_into_readme
 
-    markdown = report_markdown(read_report(args.result))
+    markdown = saved_markdown(args.result)
     if args.readme is not None:
         insert_into_readme(args.readme, markdown)
     print(markdown, end="")

@@ -82,19 +82,23 @@ class StageClock:
     with clock("network"):
         ...
     stages_ms = clock.take()
+
+    Args:
+        clock: seconds, never going back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._ms: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Count what runs under `with` towards `stage`, also when it raises."""
-        began = time.perf_counter()
+        began = self._clock()
         try:
             yield
         finally:
-            self._ms[stage] = self._ms.get(stage, 0.0) + (time.perf_counter() - began) * 1000.0
+            self._ms[stage] = self._ms.get(stage, 0.0) + (self._clock() - began) * 1000.0
 
     def take(self) -> dict[str, float]:
         """Return stage -> milliseconds since the last call, and begin anew."""

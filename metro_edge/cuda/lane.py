@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ WRITE_COMBINED = 4  # CU_MEMHOSTALLOC_WRITECOMBINED: the processor only writes i
 PARTS = ("status", "camera", "translation", "joints", "joints_px", "vertices", "vertices_px")
 
 
+MARKS = ("host_to_device", "crop", "network", "postprocess", "device_to_host")
+
+
 def part_sizes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Return the parts of a result -> their shape for one person, in 4-byte values."""
     joints, vertices = len(spec.joints), spec.vertex_count if "vertices" in spec.outputs else 0
@@ -46,6 +49,8 @@ class Lane:
         stream: pycuda.driver.Stream.
         done: event behind the last frame.
         captured: numbers of people with a graph.
+        mark: for measurements, None otherwise: called with `begin`, and with the name of each of MARKS when all of its
+            work was given to the stream. Launches are plain meanwhile, as a graph's parts cannot be told apart.
 
     Args:
         context: of the GPU; current in all calls.
@@ -89,6 +94,7 @@ class Lane:
         self._seen: set[int] = set()
         self._graphs_wanted = graphs
         self._kept: Any = None
+        self.mark: Callable[[str], None] | None = None
 
     @property
     def captured(self) -> tuple[int, ...]:
@@ -113,6 +119,7 @@ class Lane:
         Planes in page-locked memory without gaps are copied from where they are, and must stay as they are until the
         frame is done; others go through page-locked memory of the lane.
         """
+        self._say("begin")
         nbytes = sum(plane.size for plane in planes)
         if self._frame is None or self._frame.shape[0] < nbytes:
             self._frame = DeviceBuffer((nbytes,), np.uint8)
@@ -128,6 +135,7 @@ class Lane:
             self._driver.memcpy_htod_async(self._frame.pointer + start, source, self.stream)
             start += plane.size
         self._kept = planes
+        self._say("host_to_device")
         pitch = width * BYTES_PER_PX[format]
         return DeviceFrame(self._frame.pointer, width, height, format, pitch, yuv=yuv)
 
@@ -149,6 +157,7 @@ class Lane:
             if people:
                 wanted = self._host[: people * self._wanted_values]
                 self._driver.memcpy_dtoh_async(wanted, self._arena.pointer, self.stream)
+                self._say("device_to_host")
             self.done.record(self.stream.handle)
         self._kept = (self._kept, owner)
         return placed
@@ -184,9 +193,10 @@ class Lane:
     def _batch(self, frame: DeviceFrame, boxes: NDArray[np.float64], intrinsics: Intrinsics, placed: Placed) -> None:
         count = len(boxes)
         self._runner.prepare(count, self.stream)
-        if count not in self._graphs and count in self._seen and self._graphs_wanted:
+        plain = self.mark is not None
+        if count not in self._graphs and count in self._seen and self._graphs_wanted and not plain:
             self._capture(frame, boxes, intrinsics, placed)
-        graph = self._graphs.get(count)
+        graph = None if plain else self._graphs.get(count)
         if graph is None:
             # TensorRT sets itself up in the first run of a shape, which cannot be captured.
             self._launch(frame, boxes, intrinsics, placed)
@@ -216,7 +226,14 @@ class Lane:
     ) -> None:
         count = len(boxes)
         self._preprocess(frame, boxes, self._runner.images.rows(0, count), self.stream)
+        self._say("crop")
         if network:
             self._runner.run(count, self.stream)
+        self._say("network")
         camera, joints, mesh = self._runner.outputs(count).values()
         self._postprocess(camera, joints, mesh, boxes, intrinsics, placed, self.stream)
+        self._say("postprocess")
+
+    def _say(self, part: str) -> None:
+        if self.mark is not None:
+            self.mark(part)

@@ -14,7 +14,12 @@ from tests.virtual_gpu import build
 from tests.virtual_gpu.device import environment
 
 DEFAULT = ["-q", "-m", "gpu and not slow"]
-TESTS = ("tests/metro_edge/cuda", "tests/metro_edge/backends/test_tensorrt.py", "tests/benchmarks/test_kernels.py")
+TESTS = (
+    "tests/metro_edge/cuda",
+    "tests/metro_edge/backends/test_tensorrt.py",
+    "tests/benchmarks/test_kernels.py",
+    "tests/benchmarks/test_stages_gpu.py",
+)
 
 
 def main(arguments: list[str]) -> int:
