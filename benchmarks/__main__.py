@@ -47,8 +47,13 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         metavar="FOLDER",
         default="generated",
-        help="folder of shards that training wrote, or the word generated, for people rendered now (default)",
+        help="folder of shards that training wrote, or the word generated, for people rendered now (default); with "
+        "--protocol a data set's files",
     )
+    command.add_argument("--protocol", metavar="NAME", default="", help="compare by it: docs/evaluation.md has them")
+    command.add_argument("--smpl", metavar="DIR", default="", help="SMPL files, for data labelled in pose and shape")
+    command.add_argument("--no-motion", action="store_true", help="leave out the people who move")
+    command.add_argument("--no-crops", action="store_true", help="leave out other crops of the first samples")
     command.add_argument(
         "--seed", metavar="N", type=int, help="of generated people (default: 3; training uses 1 and 2)"
     )
@@ -137,6 +142,7 @@ def _add_judging(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("--max-mpjpe-loss-mm", metavar="X", type=float, help="mean change of the MPJPE against FP32")
     command.add_argument("--max-p95-ms", metavar="Y", type=float, help="95th percentile of the stage")
     command.add_argument("--max-ratio", metavar="Z", type=float, help="time of the stage against FP32, 1 is as fast")
+    command.add_argument("--max-jitter-gain", metavar="G", type=float, help="jitter above FP32's, 0.05 is 5 %% more")
     command.add_argument("--precision", metavar="P", nargs="+", default=[], help="default: all of the result")
     command.add_argument("--stage", metavar="S", default="end_to_end", help="network or end_to_end (default)")
     command.add_argument(
@@ -158,14 +164,17 @@ def _gate(args: argparse.Namespace) -> int:
     from benchmarks.gate import EXIT_BEYOND, Budgets, gate, gate_markdown
     from benchmarks.report import read_report
 
-    budgets = Budgets(args.max_mpjpe_loss_mm, args.max_p95_ms, args.max_ratio, args.stage, args.confident)
+    budgets = Budgets(
+        args.max_mpjpe_loss_mm, args.max_p95_ms, args.max_ratio, args.stage, args.confident, args.max_jitter_gain
+    )
     checks = gate(read_report(args.result), budgets, args.precision)
     print(gate_markdown(checks), end="")
     return 0 if all(check.within for check in checks) else EXIT_BEYOND
 
 
 def _run(args: argparse.Namespace) -> int:
-    from benchmarks.run import TEST_SEED, Settings, run
+    from benchmarks.people import TEST_SEED
+    from benchmarks.run import Settings, run
 
     settings = Settings(
         bundle=args.bundle,
@@ -177,6 +186,10 @@ def _run(args: argparse.Namespace) -> int:
         data=args.data,
         seed=TEST_SEED if args.seed is None else args.seed,
         output=args.output,
+        rules=args.protocol,
+        smpl=args.smpl,
+        motion=not args.no_motion,
+        crops=not args.no_crops,
     )
     _, markdown, paths = run(settings)
     print(markdown)
@@ -221,7 +234,7 @@ def _table(args: argparse.Namespace) -> int:
 
     markdown = saved_markdown(args.result)
     if args.readme is not None:
-        insert_into_readme(args.readme, markdown)
+        insert_into_readme(args.readme, saved_markdown(args.result, details=False))
     print(markdown, end="")
     return 0
 

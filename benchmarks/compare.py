@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.bootstrap import LEVEL, Interval, interval
-from benchmarks.report import ACCURACY_KEYS, LATENCY_KEYS, LOSSES, STAGES, unpack_samples
-from benchmarks.tables import SHOWN_DIGITS, markdown_table
+from benchmarks.markdown import markdown_table
+from benchmarks.report import ACCURACY_KEYS, LATENCY_KEYS, LOSSES, SHARES, STAGES, unpack_samples
+from benchmarks.tables import SHOWN_DIGITS
 from metro_edge.errors import UserError
 
 Report = dict[str, Any]
@@ -139,10 +140,11 @@ def _changes(precision: str, a: dict[str, Any], b: dict[str, Any], same: bool) -
     for key in ACCURACY_KEYS:
         name = key.removesuffix("_mm")
         paired = None
-        if same:
+        if same and x[key] is not None and y[key] is not None:
             before, after = (unpack_samples(one["per_sample_mm"][name]) for one in (x, y))
             paired = interval(after - before)
         yield _change(f"{precision} {_metric(name)} mm", _of(x, key), _of(y, key), paired)
+    yield from _details(precision, a, b)
     x, y = x["against_fp32"], y["against_fp32"]
     for loss in LOSSES if x and y else ():
         for key, word in ((f"{loss}_mm", "mean"), (f"{loss}_p95_mm", "p95")):
@@ -153,6 +155,24 @@ def _changes(precision: str, a: dict[str, Any], b: dict[str, Any], same: bool) -
             yield _change(f"{precision} {STAGE_NAMES[stage]} {key[:3]} ms", _of(x, key), _of(y, key))
         if x["ratio_to_fp32"] and y["ratio_to_fp32"]:
             yield _change(f"{precision} {STAGE_NAMES[stage]} x FP32", _ratio(x), _ratio(y))
+
+
+def _details(precision: str, a: dict[str, Any], b: dict[str, Any]) -> Iterator[Change]:
+    """Yield the figures that schema 3 added, where both results have them."""
+    tables = [[entry["accuracy"].get("shares"), entry["accuracy"].get("reprojection"), entry.get("motion")]
+              for entry in (a, b)]  # fmt: skip
+    shares, places, motion = zip(*tables, strict=True)
+    named = [(shares, key, f"{key}_interval", key.upper().replace("_", "-")) for key in SHARES]
+    named += [
+        (places, "px", "px_interval", "distance on the picture, px"),
+        (places, "box_share", "box_share_interval", "distance on the picture, share of the box"),
+        (motion, "acceleration_error_mm", "acceleration_error_interval", "acceleration error mm/frame^2"),
+        (motion, "jitter_mm", "jitter_interval", "jitter mm/frame^3"),
+        (motion, "jitter_gain", "jitter_gain_interval", "jitter gain from FP32"),
+    ]
+    for (x, y), key, around, name in named:
+        if x and y and not (x[key] is None and y[key] is None):
+            yield _change(f"{precision} {name}", (x[key], x[around]), (y[key], y[around]))
 
 
 def _change(name: str, a: Figure, b: Figure, paired: Interval | None = None) -> Change:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.markdown import markdown_table
 from benchmarks.report import STAGES
-from benchmarks.tables import markdown_table
 from metro_edge.errors import UserError
 
 REFERENCE = "fp32"
@@ -25,6 +25,7 @@ class Budgets:
         p95_ms: 95th percentile of the stage.
         ratio: time of the stage against FP32, median over rounds.
         stage: `network` or `end_to_end`, of the two above.
+        jitter_gain: share by which the jitter of people who move is above FP32's, 0.05 for 5 %.
         confident: the upper end of the 95 % interval must be within the budget, not only the figure.
     """
 
@@ -33,9 +34,15 @@ class Budgets:
     ratio: float | None = None
     stage: str = "end_to_end"
     confident: bool = False
+    jitter_gain: float | None = None
 
     def __post_init__(self) -> None:
-        given = {"--max-mpjpe-loss-mm": self.mpjpe_loss_mm, "--max-p95-ms": self.p95_ms, "--max-ratio": self.ratio}
+        given = {
+            "--max-mpjpe-loss-mm": self.mpjpe_loss_mm,
+            "--max-p95-ms": self.p95_ms,
+            "--max-ratio": self.ratio,
+            "--max-jitter-gain": self.jitter_gain,
+        }
         if all(value is None for value in given.values()):
             raise UserError(f"no budget: give at least one of {', '.join(given)}")
         for name, value in given.items():
@@ -63,7 +70,7 @@ class Check:
 def gate(report: dict[str, Any], budgets: Budgets, precisions: Sequence[str] = ()) -> list[Check]:
     """Hold a result (benchmarks.report) against budgets.
 
-    FP32 is the reference of loss and ratio, so only its p95 is checked.
+    FP32 is the reference of losses, ratio and gain, so only its p95 is checked.
 
     Args:
         report: the result.
@@ -117,6 +124,8 @@ def _checks(precision: str, entry: dict[str, Any], budgets: Budgets) -> list[Che
         loss, ratio = entry["accuracy"]["against_fp32"] or {}, latency["ratio_to_fp32"] or {}
         change = "mpjpe_change_mm"
         check("MPJPE loss mm", loss.get(change), loss.get("intervals", {}).get(change), budgets.mpjpe_loss_mm)
+        motion = entry.get("motion") or {}
+        check("jitter gain", motion.get("jitter_gain"), motion.get("jitter_gain_interval"), budgets.jitter_gain)
         check(f"{name} x FP32", ratio.get("median"), ratio.get("interval"), budgets.ratio)
     check(f"{name} p95 ms", latency["p95_ms"], latency.get("intervals", {}).get("p95_ms"), budgets.p95_ms)
     return found

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.tables import markdown_table
+from benchmarks.markdown import markdown_table
 from metro_edge import __version__
 from metro_edge.backends import Outputs
 from metro_edge.bundle import Bundle

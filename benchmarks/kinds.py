@@ -12,8 +12,10 @@ from metro_edge.errors import UserError
 from metro_edge.files import reason
 
 
-def saved_markdown(path: str | os.PathLike[str]) -> str:
+def saved_markdown(path: str | os.PathLike[str], details: bool = True) -> str:
     """Return the Markdown of a saved result of `run`, `stages`, `load` or `roofline`.
+
+    Without `details`, that of `run` is its first table alone, as a README wants it.
 
     Raises:
         UserError: a file that is missing, none of these, incomplete or of another schema.
@@ -33,7 +35,7 @@ def saved_markdown(path: str | os.PathLike[str]) -> str:
     found = _read(Path(path))
     kind = found.get("kind")
     if kind == report.KIND:
-        return report_markdown(report.read_report(path))
+        return report_markdown(report.read_report(path), details)
     if kind not in writers:
         known = ", ".join([report.KIND, *writers])
         raise UserError(f"{path} is not a benchmark result whose table is known: {kind!r}; known: {known}")

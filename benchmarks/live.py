@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from benchmarks.mot import MotScore, clear_mot
+from benchmarks.motion import scenes, unbroken
 from metro_edge.body import Body
 from metro_edge.demo import DemoAssets
 from metro_edge.estimator import MeshEstimator
@@ -211,35 +212,25 @@ def smoothing(_: Path) -> str:
     """Acceleration errors and MPJPE of the scenes' people from their true boxes, before and after smoothing."""
     rows = []
     for precision in ("fp32", "int8"):
-        walks: dict[tuple[str, int], list[tuple[int, Body, Any]]] = {}
+        walks: dict[tuple[str, int], list[tuple[int, tuple[Body, Any]]]] = {}
         with MeshEstimator.from_bundle(precision=precision) as estimator:
             for name, frames in scenes().items():
                 for number, frame in enumerate(frames):
                     bodies = estimator.found(frame.image, frame.boxes)
                     for identity, body, truth in zip(frame.identities, bodies, frame.joints, strict=True):
                         if body is not None:
-                            walks.setdefault((name, int(identity)), []).append((number, body, truth))
+                            walks.setdefault((name, int(identity)), []).append((number, (body, truth)))
         for words, smooth in (("as it comes", False), ("smoothed", True)):
-            parts = [_errors(part, smooth) for walk in walks.values() for part in _unbroken(walk)]
+            parts = [_errors(part, smooth) for walk in walks.values() for part in unbroken(walk)]
             means = np.average([part[:3] for part in parts], axis=0, weights=[part[3] for part in parts])
             rows.append([f"{precision} {words}", *(f"{value:.1f}" for value in means)])
     return text_table(("", "joints mm/frame^2", "place mm/frame^2", "MPJPE mm"), rows)
 
 
-def _unbroken(walk: list[tuple[int, Body, Any]], least: int = 10) -> list[list[tuple[int, Body, Any]]]:
-    parts = [[walk[0]]]
-    for row in walk[1:]:
-        if row[0] == parts[-1][-1][0] + 1:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
-    return [part for part in parts if len(part) >= least]
-
-
-def _errors(walk: list[tuple[int, Body, Any]], smooth: bool) -> tuple[float, float, float, int]:
+def _errors(walk: list[tuple[int, tuple[Body, Any]]], smooth: bool) -> tuple[float, float, float, int]:
     smoother = BodySmoother(mesh=False)
     joints, places, true_joints, true_places = [], [], [], []
-    for number, body, truth in walk:
+    for number, (body, truth) in walk:
         person = Person(1, body, 0.9, body_box(body))
         shown = (smoother([person], number / 25.0, (360, 640))[0] if smooth else person).body
         root = truth[[2, 3]].mean(axis=0)  # h36m14's hips
@@ -254,25 +245,6 @@ def _errors(walk: list[tuple[int, Body, Any]], smooth: bool) -> tuple[float, flo
         float(error),
         len(walk),
     )
-
-
-def scenes(folder: Path = Path("runs") / "scenes") -> dict[str, list[Any]]:
-    """Return the scenes' frames by name, rendered once into `folder`."""
-    from training.data.scenes import SCENES, SceneFrame, render_scene
-
-    folder.mkdir(parents=True, exist_ok=True)
-    result = {}
-    for name, walkers in SCENES.items():
-        path = folder / f"{name}.npz"
-        if not path.exists():
-            rendered = render_scene(walkers, round(25 * max(walker.to_s for walker in walkers)))
-            arrays = {f"{field.name}{k}": getattr(f, field.name) for k, f in enumerate(rendered)
-                      for field in dataclasses.fields(SceneFrame)}  # fmt: skip
-            np.savez_compressed(path, **arrays)
-        with np.load(path, allow_pickle=False) as file:
-            names = [field.name for field in dataclasses.fields(SceneFrame)]
-            result[name] = [SceneFrame(*(file[f"{n}{k}"] for n in names)) for k in range(len(file.files) // len(names))]
-    return result
 
 
 def run_parts(parts: list[str], frames: int) -> None:

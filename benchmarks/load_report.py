@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import offered
+from benchmarks.markdown import NONE, markdown_table
 from benchmarks.stages_report import STAGE_COLOURS, common_notes, doubt_lines, ms
-from benchmarks.tables import NONE, markdown_table
 from engines.quantize.plots import new_figure, save_figure
 
 PERCENTILES = ("p50_ms", "p95_ms", "p99_ms", "worst_ms")

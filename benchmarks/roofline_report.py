@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables import NONE, SHOWN_DIGITS, markdown_table
+from benchmarks.markdown import NONE, markdown_table
+from benchmarks.tables import SHOWN_DIGITS
 from engines.quantize.plots import COLOURS, new_figure, save_figure
 
 SHOWN_LAYERS = 15

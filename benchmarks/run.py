@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -13,32 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-from numpy.typing import NDArray
 
-from benchmarks.accuracy import Accuracy, People, measure_accuracy
+from benchmarks import crops, motion
+from benchmarks.accuracy import Accuracy, measure_accuracy
 from benchmarks.bootstrap import LEVEL, RESAMPLES, SEED, interval, median, p95
+from benchmarks.details import REPROJECTION_PROTOCOL
 from benchmarks.latency import BLOCK, check_runs, measure_interleaved, ratio, round_ratios, whole_rounds
+from benchmarks.people import FRAME_WH, GENERATED, TEST_SEED, Material, load_material, undisturbed
+from benchmarks.pictures import png_bytes, worst_entry, worst_picture
 from benchmarks.report import KIND, SCHEMA_VERSION, STAGES, latency_entry, write_report
 from benchmarks.tables import report_markdown
 from metro_edge import __version__
 from metro_edge.backends import BACKENDS, Session, open_session
 from metro_edge.backends.gpu import first_gpu
 from metro_edge.bundle import Bundle
-from metro_edge.errors import MissingExtraError, UserError
+from metro_edge.errors import UserError
 from metro_edge.estimator import MeshEstimator
 from metro_edge.files import output_folder
-from metro_edge.machine import LIBRARIES, cpu_model, describe_machine, usable_cores
-from metro_edge.preprocess import Frame, network_input
+from metro_edge.machine import LIBRARIES, cpu_model, describe_machine
+from metro_edge.metrics import AUC_THRESHOLDS_M, PCK_THRESHOLD_M
+from metro_edge.preprocess import network_input
 from metro_edge.spec import check_precision
 from metro_edge.timing import Latency
 
 REFERENCE = "fp32"
-FRAME_WH = (640, 480)
-GENERATED = "generated"
-GENERATED_FOLDER = Path("runs") / "people"  # where training keeps its samples, too
-# Training draws from seed 1 and chooses its checkpoint by seed 2 (training/configs).
-TEST_SEED = 3
-MAX_WORKERS = 4
 VERSIONS = (*LIBRARIES, "onnx", "torch", "anny")
 LATENCY_PROTOCOL = (
     "Network: one normalised image to camera, joints and vertices on the host. Frame to body: crop, normalisation, "
@@ -59,9 +56,13 @@ class Settings:
         backend: one of metro_edge.backends.BACKENDS.
         threads: CPU threads of one inference; None leaves it to the engine.
         runs: counted calls of each subject.
-        data: `generated`, or a folder of shards that training wrote.
+        data: `generated`, a folder of shards that training wrote or, with `rules`, a data set's files.
         seed: of the frame for the latency, and of generated people.
         output: folder of the results.
+        rules: protocol to compare by (training.protocols); empty for generated people.
+        smpl: folder of the SMPL files, which the labels of some data sets need.
+        motion: measure people who move, too.
+        crops: vary the crops of some samples, too.
     """
 
     bundle: Path
@@ -73,6 +74,10 @@ class Settings:
     data: str = GENERATED
     seed: int = TEST_SEED
     output: Path = Path("benchmarks") / "results"
+    rules: str = ""
+    smpl: str = ""
+    motion: bool = True
+    crops: bool = True
 
     def __post_init__(self) -> None:
         check_runs(self.runs)
@@ -93,27 +98,14 @@ class Settings:
         words += ["--backend", self.backend, "--runs", str(self.runs), "--seed", str(self.seed)]
         words += ["--threads", str(self.threads)] if self.threads is not None else []
         words += ["--data", _shown(Path(self.data))] if self.data != GENERATED else []
+        words += ["--protocol", self.rules] if self.rules else []
+        words += ["--smpl", _shown(Path(self.smpl))] if self.smpl else []
+        words += [word for word, kept in (("--no-motion", self.motion), ("--no-crops", self.crops)) if not kept]
         return shlex.join(words)
 
 
-@dataclass(frozen=True, eq=False)
-class Material:
-    """What is measured on.
-
-    Attributes:
-        people: samples with truth, for the accuracy; `data` and `seed` say which.
-        frame, box: (480, 640, 3) uint8 BGR with one person and the box (4,) px, for the latency.
-    """
-
-    people: People
-    data: str
-    seed: int | None
-    frame: Frame
-    box: NDArray[Any]
-
-
 def run(settings: Settings) -> tuple[dict[str, Any], str, tuple[Path, Path]]:
-    """Measure and save; returns the report, its Markdown and the paths of both files.
+    """Measure and save; returns the report, its Markdown and the paths of both files, which lie beside the pictures.
 
     Raises:
         UserError: a setting, bundle, data set or output folder that is not usable, or predictions that are none.
@@ -124,9 +116,14 @@ def run(settings: Settings) -> tuple[dict[str, Any], str, tuple[Path, Path]]:
     with contextlib.ExitStack() as stack:
         sessions = _open_sessions(stack, bundle, precisions, settings)
         folder = stack.enter_context(_results_folder(settings.output))
-        report = measure(settings, bundle, sessions, load_material(settings, bundle))
+        material = load_material(
+            bundle, settings.data, settings.samples, settings.seed, settings.rules, settings.smpl, settings.crops
+        )
+        report = measure(settings, bundle, sessions, material)
+        pictures = draw_worst(report, bundle, sessions, material)
         markdown = report_markdown(report)
-        paths = write_report(folder, _stem(report), report, f"# Benchmark of {bundle.spec.name}\n\n{markdown}")
+        text = f"# Benchmark of {bundle.spec.name}\n\n{markdown}"
+        paths = write_report(folder, _stem(report), report, text, pictures)
     return report, markdown, paths
 
 
@@ -140,16 +137,19 @@ def chosen_precisions(bundle: Bundle, wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def measure(settings: Settings, bundle: Bundle, sessions: dict[str, Session], material: Material) -> dict[str, Any]:
-    """Measure accuracy, then latency, of open sessions; returns the report (benchmarks.report). Raises UserError."""
-    from training.evaluate import PROTOCOL
+    """Measure accuracy, motion and crops, then latency, of open sessions; returns the report (benchmarks.report).
 
+    Raises UserError.
+    """
     engines = {session.device for session in sessions.values()}
     if len(engines) != 1:
         raise UserError(f"the precisions run on different engines: {', '.join(sorted(engines))}")
     engine = engines.pop()
     processor, name = processor_of(engine)
     reference = REFERENCE if REFERENCE in sessions else None
-    accuracy = measure_accuracy(sessions, material.people, bundle.template, reference)
+    accuracy = measure_accuracy(sessions, material.people, bundle.template, reference, rules=material.rules)
+    moving = _measure_motion(sessions, bundle) if settings.motion else (None, {})
+    varied = _measure_crops(sessions, bundle, material) if material.frames is not None else (None, {})
     latency = measure_latency(sessions, bundle, material, settings.runs, settings.threads)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -183,12 +183,73 @@ def measure(settings: Settings, bundle: Bundle, sessions: dict[str, Session], ma
             "data": material.data,
             "seed": material.seed,
             "samples": len(material.people),
-            "protocol": PROTOCOL,
+            "protocol": _protocol_words(material),
             "truth_sha256": next(iter(accuracy.values())).truth_sha256,
+            "joint_set": bundle.spec.joint_set,
+            "pck_mm": PCK_THRESHOLD_M * 1000.0,
+            "auc_mm": [AUC_THRESHOLDS_M[0] * 1000.0, AUC_THRESHOLDS_M[-1] * 1000.0, len(AUC_THRESHOLDS_M)],
+            "reprojection": REPROJECTION_PROTOCOL,
         },
+        "motion": moving[0],
+        "crops": varied[0],
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
-        "precisions": {p: _entry(p, reference, latency, accuracy[p], settings.runs) for p in sessions},
+        "precisions": {
+            precision: {
+                **_entry(precision, reference, latency, accuracy[precision], settings.runs),
+                "worst": worst_entry(accuracy[precision]),
+                "motion": moving[1].get(precision),
+                "crops": varied[1].get(precision),
+            }
+            for precision in sessions
+        },
     }
+
+
+def draw_worst(
+    report: dict[str, Any], bundle: Bundle, sessions: dict[str, Session], material: Material
+) -> dict[str, bytes]:
+    """Draw the worst sample of every precision, and name its file in the report; returns name -> PNG."""
+    files = {}
+    for precision, entry in report["precisions"].items():
+        if entry["worst"] is not None:
+            name = f"{_stem(report)}-worst-{precision}.png"
+            picture = worst_picture(
+                entry["worst"], precision, sessions, material.people, bundle.template, reference=REFERENCE
+            )
+            entry["worst"]["picture"], files[name] = name, png_bytes(picture)
+    return files
+
+
+def _measure_motion(sessions: dict[str, Session], bundle: Bundle) -> tuple[dict[str, Any], dict[str, Any]]:
+    with undisturbed():
+        clips = motion.scenes()
+    walks, missed = motion.find_walks(sessions, bundle, clips)
+    reference = REFERENCE if REFERENCE in sessions else None
+    return motion.motion_facts(walks, missed), {p: motion.motion_entry(walks, p, reference) for p in sessions}
+
+
+def _measure_crops(
+    sessions: dict[str, Session], bundle: Bundle, material: Material
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    frames, samples = material.frames, min(len(material.people), crops.SAMPLES)
+    assert frames is not None
+    variants = crops.crops_for(bundle.spec, one_person=material.seed is not None)
+    with undisturbed():
+        errors = crops.measure_crops(sessions, frames, samples, variants, bundle.template, material.rules)
+    facts = {
+        "samples": samples,
+        "crops": [{"name": crop.name, "crop_rule": crop.rule, "box": crop.box} for crop in variants],
+        "seed": crops.SEED,
+        "protocol": crops.PROTOCOL,
+    }
+    reference = REFERENCE if REFERENCE in sessions else None
+    return facts, {precision: crops.crops_entry(errors, precision, reference) for precision in sessions}
+
+
+def _protocol_words(material: Material) -> str:
+    from training.evaluate import PROTOCOL
+
+    return PROTOCOL if material.rules is None else "; ".join(material.rules.lines())
 
 
 def measure_latency(
@@ -220,74 +281,6 @@ def processor_of(engine: str) -> tuple[str, str]:
     if gpu is not None and any(word in engine.lower() for word in ("cuda", "tensorrt")):
         return "GPU", gpu.name
     raise UserError(f"cannot tell which processor {engine!r} runs on, so its latency cannot be labelled")
-
-
-def load_material(settings: Settings, bundle: Bundle) -> Material:
-    """Render, or read from shards, what is measured on; raises UserError, or MissingExtraError without `train`."""
-    try:
-        from training.data.generator import GeneratedPeople
-        from training.data.shards import ShardedPeople, people_shards
-        from training.data.storage import SHARD_SIZE
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "torch", "train", "make the people to measure on") from None
-    with _undisturbed():
-        if settings.data == GENERATED:
-            check_held_out(bundle, settings.seed)
-            # A worker writes whole shards and takes seconds to start.
-            workers = min(usable_cores(), MAX_WORKERS, -(-settings.samples // SHARD_SIZE))
-            folder = people_shards(
-                GENERATED_FOLDER, bundle.spec, seed=settings.seed, count=settings.samples, workers=workers
-            )
-        else:
-            folder = Path(settings.data)
-        people = ShardedPeople(folder, bundle.spec, train=False).first(settings.samples)
-        check_held_out(bundle, people.manifest.seed)
-        sample = GeneratedPeople(settings.seed, 1, frame_wh=FRAME_WH).sample(0)
-    seed = people.manifest.seed
-    data = f"rendered with seed {seed}, cached as for training"
-    if settings.data != GENERATED:
-        data += f" in {folder.name}"
-    return Material(people, data, seed, sample.frame, sample.box)
-
-
-# What of a passport's parts names the seed of generated people, * standing for any name.
-_SEEDS = (
-    ("training", "training", "train_seed"),
-    ("calibration", "calibration", "seed"),
-    ("search of precisions", "quantization", "*", "samples", "*", "seed"),
-    ("calibration", "quantization", "*", "calibration", "seed"),
-)
-
-
-def _values(entry: Any, keys: Sequence[str]) -> list[Any]:
-    """Return what lies under a path of keys."""
-    if not keys:
-        return [entry]
-    if not isinstance(entry, dict):
-        return []
-    found = entry.values() if keys[0] == "*" else [entry[keys[0]]] if keys[0] in entry else []
-    return [value for one in found for value in _values(one, keys[1:])]
-
-
-def check_held_out(bundle: Bundle, seed: int) -> None:
-    """Raise UserError when the passport says that training, calibration or a search saw people of `seed`."""
-    for part, *keys in _SEEDS:
-        if seed in _values(bundle.passport, keys):
-            raise UserError(
-                f"people of seed {seed} served the {part} of this bundle, so errors on them would flatter: "
-                "take another seed"
-            )
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Undo what rendering does to the process: it prints to stdout, where the table goes, and limits OpenCV."""
-    threads = cv2.getNumThreads()
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        cv2.setNumThreads(threads)
 
 
 def _open_sessions(

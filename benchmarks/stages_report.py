@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine_state import state_line
+from benchmarks.markdown import NONE, markdown_table
 from benchmarks.report import unpack_samples
 from benchmarks.stage_frames import CAPTURE_TO_MESH, CAPTURE_TO_PICTURE, STAGES
-from benchmarks.tables import NONE, SHOWN_DIGITS, markdown_table
+from benchmarks.tables import SHOWN_DIGITS
 from engines.quantize.plots import COLOURS, new_figure, save_figure
 from metro_edge.machine import machine_line
 

@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks.detail_tables import details_markdown
+from benchmarks.markdown import NONE, ends, markdown_table, number
 from benchmarks.published import COLLECTED_IN, PROTOCOLS, PUBLISHED
 from metro_edge.errors import UserError
 from metro_edge.files import reason, write_bytes
 from metro_edge.machine import machine_line
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
-NONE = "-"
 SHOWN_DIGITS = 12  # of a SHA-256
 HEADER = (
     "precision",
@@ -50,17 +51,22 @@ PUBLISHED_HEADER = (
 )
 
 
-def report_markdown(report: dict[str, Any]) -> str:
-    """Return our table, what was measured and how, and the published table below; see benchmarks.report."""
+def report_markdown(report: dict[str, Any], details: bool = True) -> str:
+    """Return our table, what was measured and how, and the published table below; see benchmarks.report.
+
+    Without `details` it has neither intervals nor what is beyond the first table, as a README wants it.
+    """
     device = report["device"]
     title = f"**{report['bundle']['name']}, measured on {device['processor']}: {device['name']}**"
     rows = [_row(precision, entry) for precision, entry in report["precisions"].items()]
-    notes = "\n".join(f"- {note}" for note in _notes(report))
+    notes = "\n".join(f"- {note}" for note in _notes(report, details))
     parts = [title, markdown_table(HEADER, rows)]
-    if report["schema_version"] > 1:
+    if details and report["schema_version"] > 1:
         level = f"{report['intervals']['level']:.0%}"
         rows = [_interval_row(precision, entry) for precision, entry in report["precisions"].items()]
         parts += [f"Intervals of {level} of these figures", markdown_table(INTERVALS_HEADER, rows)]
+    if details and (text := details_markdown(report)):
+        parts.append(text)
     return "\n\n".join([*parts, notes, published_markdown()]) + "\n"
 
 
@@ -70,7 +76,7 @@ def published_markdown() -> str:
         [
             entry.method,
             *(
-                _number(value, 1)
+                number(value, 1)
                 for value in (
                     entry.h36m_mpjpe_mm,
                     entry.h36m_pa_mpjpe_mm,
@@ -90,17 +96,6 @@ def published_markdown() -> str:
         f"- Figures as reported by the papers and collected in {COLLECTED_IN}. {PROTOCOLS}.\n"
         "- None of these methods was run here, and our network was not run on these data sets."
     )
-
-
-def markdown_table(
-    header: tuple[str, ...], rows: list[list[str]], text_columns: tuple[str, ...] = ("precision",)
-) -> str:
-    """Return a Markdown table, numbers to the right. Raises ValueError for rows of another length."""
-    if any(len(row) != len(header) for row in rows):
-        raise ValueError(f"each row needs {len(header)} cells")
-    rule = ["---" if name in text_columns else "---:" for name in header]
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(header), rule, *escaped])
 
 
 def insert_into_readme(path: str | os.PathLike[str], markdown: str) -> None:
@@ -139,31 +134,25 @@ def _row(precision: str, entry: dict[str, Any]) -> list[str]:
     for stage in ("network", "end_to_end"):
         latency = entry["latency"][stage]
         ratio = latency["ratio_to_fp32"]
-        cells += [_ms(latency["p50_ms"]), _ms(latency["p95_ms"]), _number(ratio and ratio["median"], 2)]
+        cells += [_ms(latency["p50_ms"]), _ms(latency["p95_ms"]), number(ratio and ratio["median"], 2)]
     accuracy = entry["accuracy"]
-    cells += [_number(accuracy[key], 1) for key in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm")]
+    cells += [number(accuracy[key], 1) for key in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm")]
     change = accuracy["against_fp32"] or {}
-    return [*cells, _number(change.get("moved_mm"), 2), _number(change.get("mpjpe_change_mm"), 2, signed=True)]
+    return [*cells, number(change.get("moved_mm"), 2), number(change.get("mpjpe_change_mm"), 2, signed=True)]
 
 
 def _interval_row(precision: str, entry: dict[str, Any]) -> list[str]:
     accuracy = entry["accuracy"]
     change = accuracy["against_fp32"] or {"intervals": {}}
     ratios = [entry["latency"][stage]["ratio_to_fp32"] or {} for stage in ("network", "end_to_end")]
-    cells = [precision, *(_ends(ratio.get("interval"), 2) for ratio in ratios)]
-    cells += [_ends(accuracy["intervals"][key], 1) for key in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm")]
-    cells += [_ends(change["intervals"].get(key), 2, signed=True) for key in ("mpjpe_change_mm", "mpjpe_change_p95_mm")]
-    worst = _number(change.get("mpjpe_change_worst_mm"), 1, signed=True)
+    cells = [precision, *(ends(ratio.get("interval"), 2) for ratio in ratios)]
+    cells += [ends(accuracy["intervals"][key], 1) for key in ("mpjpe_mm", "pa_mpjpe_mm", "mpvpe_mm")]
+    cells += [ends(change["intervals"].get(key), 2, signed=True) for key in ("mpjpe_change_mm", "mpjpe_change_p95_mm")]
+    worst = number(change.get("mpjpe_change_worst_mm"), 1, signed=True)
     return [*cells, worst if worst == NONE else f"{worst} ({change['mpjpe_change_worst_sample']})"]
 
 
-def _ends(interval: dict[str, float] | None, digits: int, signed: bool = False) -> str:
-    if interval is None:
-        return NONE
-    return " to ".join(_number(interval[end], digits, signed) for end in ("low", "high"))
-
-
-def _notes(report: dict[str, Any]) -> list[str]:
+def _notes(report: dict[str, Any], details: bool) -> list[str]:
     latency, accuracy, device = report["latency"], report["accuracy"], report["device"]
     threads = "threads: the engine's choice" if device["threads"] is None else f"threads: {device['threads']}"
     hashes = ", ".join(f"{p} `{h[:SHOWN_DIGITS]}`" for p, h in report["bundle"]["onnx_sha256"].items())
@@ -177,11 +166,17 @@ def _notes(report: dict[str, Any]) -> list[str]:
             "Against FP32, paired per sample: mean distance of the vertices from FP32's, each mesh centred on its "
             "root; mean change of the MPJPE."
         )
-    if bootstrap := report.get("intervals"):
+    if details and (bootstrap := report.get("intervals")):
         notes.append(
             f"Intervals: bootstrap, {bootstrap['resamples']} resamples, seed {bootstrap['seed']}, over samples for "
             "errors (paired for changes) and over rounds for ratios; none for the worst sample or too few."
         )
+    if details and report["schema_version"] > 2:
+        notes.append(f"On the picture: {accuracy['reprojection']}.")
+        notes += [
+            f"{name}: {report[part]['protocol']}." for part, name in (("motion", "Motion"), ("crops", "Crops"))
+            if report[part] is not None
+        ]  # fmt: skip
     return [
         *notes,
         f"Machine: {machine_line(report['machine'])}; metro-edge {report['metro_edge']}; {report['created']}.",
@@ -192,10 +187,3 @@ def _notes(report: dict[str, Any]) -> list[str]:
 
 def _ms(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _number(value: float | None, digits: int, signed: bool = False) -> str:
-    if value is None:
-        return NONE
-    # Rounding first and adding 0.0 turns -0.00 into 0.00.
-    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"

@@ -1,8 +1,8 @@
-"""MPJPE, PA-MPJPE and MPVPE by the protocols of METRO (CVPR 2021, section 4.2) and its released code.
+"""MPJPE, PA-MPJPE and MPVPE by the protocols of METRO (CVPR 2021, section 4.2) and its released code, and others.
 
 All take points in metres, (N, P, 3), compute in float64 and return one error per sample, in metres. Joints
 are the ones regressed from the full mesh; `mesh_errors` runs the whole protocol. Means are over samples
-(`MeshErrors.means_mm`).
+(`MeshErrors.means_mm`). PCK and AUC as in MPI-INF-3DHP, acceleration error and jitter of people who move.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from metro_edge.template import BodyTemplate
 
 Errors = NDArray[np.float64]
 METRIC_NAMES = ("mpjpe", "pa_mpjpe", "mpvpe")
+PCK_THRESHOLD_M = 0.15
+AUC_THRESHOLDS_M = tuple(k / 200 for k in range(31))  # 0, 5, ... 150 mm
 
 
 def mpjpe(predicted: ArrayLike, truth: ArrayLike, joints: JointSet, has_label: ArrayLike | None = None) -> Errors:
@@ -34,12 +36,20 @@ def mpjpe(predicted: ArrayLike, truth: ArrayLike, joints: JointSet, has_label: A
     Raises:
         UserError: for shapes that do not fit.
     """
+    return _mean_of_points(joint_errors(predicted, truth, joints, has_label))
+
+
+def joint_errors(
+    predicted: ArrayLike, truth: ArrayLike, joints: JointSet, has_label: ArrayLike | None = None
+) -> Errors:
+    """Return the position error of each joint, (M, J) metres; all else as for `mpjpe`, which is its mean over joints.
+
+    The root itself, where it is one joint, has the error 0 by definition; a root between two joints leaves them some.
+    """
     a, b = _pair(predicted, truth, has_label)
     if a.shape[1] != len(joints):
         raise UserError(f"joint set {joints.name} has {len(joints)} joints, got points of shape {a.shape}")
-    a = a - joints.root_of(a)[:, None]
-    b = b - joints.root_of(b)[:, None]
-    return _mean_distance(a, b)
+    return _distance(a - joints.root_of(a)[:, None], b - joints.root_of(b)[:, None])
 
 
 def pa_mpjpe(predicted: ArrayLike, truth: ArrayLike, has_label: ArrayLike | None = None) -> Errors:
@@ -47,8 +57,41 @@ def pa_mpjpe(predicted: ArrayLike, truth: ArrayLike, has_label: ArrayLike | None
 
     Arguments, result and errors as for `mpjpe`; needs no joint set because the alignment removes the root.
     """
+    return _mean_of_points(pa_joint_errors(predicted, truth, has_label))
+
+
+def pa_joint_errors(predicted: ArrayLike, truth: ArrayLike, has_label: ArrayLike | None = None) -> Errors:
+    """Return the position error of each joint after each sample's best similarity, (M, J) metres; as `pa_mpjpe`."""
     a, b = _pair(predicted, truth, has_label)
-    return _mean_distance(procrustes(a, b), b)
+    return _distance(procrustes(a, b), b)
+
+
+def pck(errors: ArrayLike, threshold_m: float = PCK_THRESHOLD_M) -> Errors:
+    """Return per sample the share of joints that are nearer than the threshold, (N,) in [0, 1].
+
+    3D PCK of MPI-INF-3DHP (Mehta et al., 3DV 2017, section 5): 150 mm, strictly nearer as its evaluation counts. As
+    every sample has the same joints, the mean over samples is the share of all joints.
+
+    Args:
+        errors: (N, J) metres, of `joint_errors` or, for PA-PCK, of `pa_joint_errors`.
+        threshold_m: metres.
+
+    Raises:
+        UserError: for errors that are not (N, J), negative or not finite.
+    """
+    return _mean_of_points((_joint_errors(errors) < threshold_m).astype(np.float64))
+
+
+def auc(errors: ArrayLike) -> Errors:
+    """Return per sample the area under the curve of PCK over its threshold, (N,) in [0, 1].
+
+    As in MPI-INF-3DHP the mean of PCK at 0, 5, ... 150 mm (AUC_THRESHOLDS_M). A perfect prediction has 30/31, as no
+    error is below 0. Arguments and errors as for `pck`.
+    """
+    # How many thresholds an error is below: all those beyond it.
+    thresholds = np.asarray(AUC_THRESHOLDS_M)
+    above = len(thresholds) - np.searchsorted(thresholds, _joint_errors(errors), side="right")
+    return _mean_of_points(above / len(thresholds))
 
 
 def mpvpe(predicted: ArrayLike, truth: ArrayLike, has_label: ArrayLike | None = None) -> Errors:
@@ -164,6 +207,32 @@ def acceleration_error_mm(points: ArrayLike, truth: ArrayLike | None = None) -> 
     return mean_mm(np.linalg.norm(np.diff(a - b, n=2, axis=0), axis=-1))
 
 
+def jitter_mm(points: ArrayLike) -> float:
+    """Return how much points (F, P, 3) metres of F frames in a row tremble: their mean jerk, mm per frame^3.
+
+    The mean norm of the third difference, which needs no truth (Flash and Hogan, J. Neuroscience 1985; as the jitter
+    of joints in TransPose, Yi et al., SIGGRAPH 2021). What truth there is has some of its own: hold both beside.
+
+    Raises:
+        UserError: fewer than 4 frames, or points of another shape.
+    """
+    a = np.asarray(points, np.float64)
+    if a.ndim != 3:
+        raise UserError(f"points must be (F, P, 3), got {a.shape}")
+    if len(a) < 4:
+        raise UserError(f"a jerk needs at least 4 frames, got {len(a)}")
+    return mean_mm(np.linalg.norm(np.diff(a, n=3, axis=0), axis=-1))
+
+
+def _joint_errors(errors: ArrayLike) -> Errors:
+    array = np.asarray(errors, np.float64)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise UserError(f"errors must be (N, J), one a joint, got {array.shape}")
+    if not (np.isfinite(array) & (array >= 0)).all():
+        raise UserError("an error of a joint is negative, NaN or infinite: no share is taken of it")
+    return array
+
+
 def _pair(first: ArrayLike, second: ArrayLike, has_label: ArrayLike | None) -> tuple[Errors, Errors]:
     """Return both as float64 (N, P, 3), labelled samples only."""
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
@@ -181,5 +250,14 @@ def _pair(first: ArrayLike, second: ArrayLike, has_label: ArrayLike | None) -> t
 
 
 def _mean_distance(a: Errors, b: Errors) -> Errors:
-    distance: Errors = np.linalg.norm(a - b, axis=-1).mean(axis=-1)
+    return _mean_of_points(_distance(a, b))
+
+
+def _distance(a: Errors, b: Errors) -> Errors:
+    distance: Errors = np.linalg.norm(a - b, axis=-1)
     return distance
+
+
+def _mean_of_points(values: Errors) -> Errors:
+    mean: Errors = values.mean(axis=-1)
+    return mean

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from metro_edge.backends import Outputs
 from metro_edge.errors import PredictionError
 from metro_edge.files import output_folder, replacing
-from metro_edge.postprocess import Intrinsics, bodies_from_outputs
 from metro_edge.spec import ModelSpec
 from metro_edge.template import BodyTemplate
 from metro_edge.video.overlay import draw_bodies
-
-FOCAL_CROPS = 8.0  # a long lens: the network's own camera is a weak perspective
+from training.crop_frames import body_in_crop, crop_frames
 
 
 class PredictionPictures(lightning.Callback):
@@ -53,18 +51,10 @@ def prediction_sheet(
     images: NDArray[np.float32], outputs: Outputs, spec: ModelSpec, template: BodyTemplate, columns: int = 4
 ) -> NDArray[np.uint8]:
     """Return a picture (H, W, 3) uint8 BGR of network inputs (N, 3, S, S), each beside its predicted body."""
-    size = spec.image_size
-    rgb = images.transpose(0, 2, 3, 1) * np.asarray(spec.std, np.float32) + np.asarray(spec.mean, np.float32)
-    crops = np.ascontiguousarray((rgb[..., ::-1] * 255).clip(0, 255).astype(np.uint8))
-    # The crop is the whole frame here, so the box is what the crop rule turns back into it.
-    side = size / spec.box_scale
-    boxes = np.tile([(size - side) / 2, (size - side) / 2, side, side], (len(images), 1))
-    camera = Intrinsics.for_frame((size, size), FOCAL_CROPS * size)
     tiles = []
-    for i, crop in enumerate(crops):
-        one = Outputs(*(None if values is None else values[i : i + 1] for values in outputs))  # type: ignore[arg-type]
+    for i, crop in enumerate(crop_frames(images, spec)):
         try:
-            drawn = draw_bodies(crop, bodies_from_outputs(one, boxes[i : i + 1], camera, spec, template))
+            drawn = draw_bodies(crop, [body_in_crop(outputs.row(i), spec.image_size, spec, template)])
         except PredictionError:  # an untrained camera may look backwards; a picture must not end the run
             drawn = np.zeros_like(crop)
         tiles.append(np.hstack([crop, drawn]))

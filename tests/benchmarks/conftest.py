@@ -13,9 +13,15 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from benchmarks.accuracy import Accuracy
+from benchmarks.crops import crops_entry
+from benchmarks.details import Details, Projected
+from benchmarks.motion import Walk, motion_entry, motion_facts
+from benchmarks.people import Material
+from benchmarks.pictures import worst_entry
 from benchmarks.report import KIND, SCHEMA_VERSION
-from benchmarks.run import Material, _entry
+from benchmarks.run import _entry
 from metro_edge.bundle import Bundle, write_bundle
+from metro_edge.joints import H36M14
 from metro_edge.metrics import MeshErrors
 from metro_edge.spec import ModelSpec
 from metro_edge.template import BodyTemplate
@@ -120,10 +126,12 @@ def made_report(
     fp32 = MeshErrors(truth, 0.6 * truth, 1.2 * truth)
     lost = truth + loss_mm / 1000 + noise.normal(0, 0.0002, samples)
     int8 = MeshErrors(lost, 0.6 * lost, 1.2 * lost)
-    accuracy = {
-        "fp32": Accuracy(fp32, truth_sha256="ab" * 32),
-        "int8": Accuracy(int8, np.abs(noise.normal(0.004, 0.001, samples)), fp32, "ab" * 32),
-    }
+    first = Accuracy(fp32, truth_sha256="ab" * 32, details=made_details(truth))
+    moved = np.abs(noise.normal(0.004, 0.001, samples))
+    accuracy = {"fp32": first, "int8": Accuracy(int8, moved, first, "ab" * 32, made_details(lost))}
+    walks = made_walks()
+    crops = {p: {"box_area/true": e.mpjpe * 1000, "box_area/detected": e.mpjpe * 1100} for p, e in
+             (("fp32", fp32), ("int8", int8))}  # fmt: skip
     times = {
         (precision, stage): Latency(slow * factor * noise.normal(1.0, 0.02, runs), 13)
         for precision, factor in (("fp32", 1.0), ("int8", ratio))
@@ -153,15 +161,57 @@ def made_report(
         "latency": {"frame_wh": [640, 480], "people": 1, "batch": 1, "runs": runs, "block": 10, "warmup": 13}
         | {"protocol": "interleaved"},
         "accuracy": {"data": "people of seed 3", "seed": 3, "samples": samples, "protocol": "by METRO"}
-        | {"truth_sha256": "ab" * 32},
+        | {"truth_sha256": "ab" * 32, "joint_set": "h36m14", "pck_mm": 150.0, "auc_mm": [0.0, 150.0, 31]}
+        | {"reprojection": "in words"},
+        "motion": motion_facts(walks, 0),
+        "crops": {
+            "samples": samples,
+            "crops": [{"name": f"box_area/{b}", "crop_rule": "box_area", "box": b} for b in ("true", "detected")],
+            "seed": 0,
+            "protocol": "cut anew",
+        },
         "intervals": {"level": 0.95, "resamples": 2000, "seed": 0},
-        "precisions": {p: _entry(p, "fp32", times, accuracy[p], runs) for p in ("fp32", "int8")},
+        "precisions": {
+            p: _entry(p, "fp32", times, accuracy[p], runs)
+            | {"worst": worst_entry(accuracy[p])}
+            | {"motion": motion_entry(walks, p, "fp32"), "crops": crops_entry(crops, p, "fp32")}
+            for p in ("fp32", "int8")
+        },
     }
+
+
+def made_details(mpjpe: NDArray[np.float64]) -> Details:
+    """Details of samples whose joints are all off by the mean error, and 0.1 of half a crop on the picture."""
+    errors = np.repeat(mpjpe[:, None], len(H36M14), axis=1)
+    places, counts = np.full(errors.shape, 0.1), np.ones(errors.shape, bool)
+    return Details(H36M14.names, errors, 0.6 * errors, Projected(places, counts, np.full(len(mpjpe), 240.0), 1.2))
+
+
+def made_walks() -> list[Walk]:
+    """Seven walks of 12 frames: everybody stands still, fp32 trembles by 1 mm, int8 by 1.04 mm."""
+    rng = np.random.default_rng(1)
+    truth = np.zeros((12, len(H36M14), 3))
+    return [Walk(truth, {"fp32": t, "int8": 1.04 * t}) for t in rng.normal(0, 0.001, (7, *truth.shape))]
+
+
+def second_report() -> dict[str, Any]:
+    """The same of schema 2."""
+    report = made_report()
+    report["schema_version"] = 2
+    del report["motion"], report["crops"]
+    for key in ("joint_set", "pck_mm", "auc_mm", "reprojection"):
+        del report["accuracy"][key]
+    for entry in report["precisions"].values():
+        for key in ("worst", "motion", "crops"):
+            del entry[key]
+        for key in ("per_joint", "shares", "reprojection"):
+            del entry["accuracy"][key]
+    return report
 
 
 def old_report() -> dict[str, Any]:
     """The same of schema 1."""
-    report = made_report()
+    report = second_report()
     report["schema_version"] = 1
     del report["intervals"], report["accuracy"]["truth_sha256"]
     for entry in report["precisions"].values():

@@ -13,7 +13,7 @@ from benchmarks.__main__ import main
 from benchmarks.compare import CHANGED, NOISE, UNKNOWN, compare, compare_markdown, same_samples
 from benchmarks.report import read_report
 from metro_edge.errors import UserError
-from tests.benchmarks.conftest import made_report, old_report
+from tests.benchmarks.conftest import made_report, old_report, second_report
 
 
 def verdicts(a: dict[str, Any], b: dict[str, Any], *allowed: str) -> dict[str, str]:
@@ -60,13 +60,28 @@ def test_pairing_sees_what_separate_intervals_cannot() -> None:
 
 def test_too_few_and_results_without_intervals_are_not_judged() -> None:
     few = made_report(samples=5, runs=20)
-    assert set(verdicts(few, few).values()) == {UNKNOWN}
+    judged = {name for name, word in verdicts(few, few).items() if word != UNKNOWN}
+    assert judged and all("jitter" in name or "acceleration" in name for name in judged)  # there are walks enough
     assert "not judged: too few samples" in compare_markdown(few, few, compare(few, few))
     old = old_report()
     assert set(verdicts(old, old).values()) == {UNKNOWN}
     new = made_report()
     assert set(verdicts(old, new).values()) == {UNKNOWN}
     assert "| int8 network x FP32 |" in compare_markdown(old, new, compare(old, new))
+
+
+def test_results_of_schema_2_and_3_are_compared_on_what_both_have() -> None:
+    second, third = second_report(), made_report()
+    found = verdicts(second, third)
+    assert set(found) == set(verdicts(second, second)) < set(verdicts(third, third))
+    assert set(found.values()) == {NOISE}
+
+
+def test_the_figures_of_schema_3_are_judged() -> None:
+    found = verdicts(made_report(), made_report(loss_mm=60.0))
+    assert found["int8 PCK"] == found["int8 AUC"] == CHANGED
+    assert found["fp32 PCK"] == found["int8 jitter gain from FP32"] == NOISE
+    assert found["int8 distance on the picture, px"] == NOISE
 
 
 @pytest.mark.parametrize(
@@ -137,7 +152,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     other["machine"]["cpu"] = "Another CPU"
     b.write_text(json.dumps(other))
     assert main(["compare", str(a), str(a)]) == 0
-    assert "Nothing of 24 figures changed beyond noise." in capsys.readouterr().out
+    assert "Nothing of 41 figures changed beyond noise." in capsys.readouterr().out
     assert main(["compare", str(a), str(b)]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and "the machine's cpu is Some CPU and Another CPU" in printed.err

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.__main__ import main
 from benchmarks.gate import Budgets, gate, gate_markdown
 from metro_edge.errors import UserError
-from tests.benchmarks.conftest import made_report, old_report
+from tests.benchmarks.conftest import made_report, old_report, second_report
 
 REPORT = made_report()
 
@@ -30,6 +30,15 @@ def test_each_budget_is_held_against_its_own_figure() -> None:
     assert gate_markdown(checks).endswith("\n\n1 of 3 beyond budget.\n")
     (check,) = gate(REPORT, Budgets(p95_ms=1.0, stage="network"), ["int8"])
     assert check.measured == int8["latency"]["network"]["p95_ms"]
+
+
+def test_jitter_is_held_against_its_budget() -> None:
+    (check,) = gate(REPORT, Budgets(jitter_gain=0.05, confident=True))
+    assert (check.precision, check.figure, check.within) == ("int8", "jitter gain, upper end", True)
+    assert check.measured == pytest.approx(0.04)
+    assert not within(Budgets(jitter_gain=0.03), "int8")
+    with pytest.raises(UserError, match="the result has no jitter gain of int8"):
+        gate(second_report(), Budgets(jitter_gain=0.05))
 
 
 def test_fp32_is_the_reference() -> None:
@@ -87,6 +96,8 @@ def test_mistakes() -> None:
         (["--max-mpjpe-loss-mm", "0.5"], 1),
         (["--max-p95-ms", "8", "--precision", "int8"], 0),
         (["--max-p95-ms", "8"], 1),  # fp32 takes longer
+        (["--max-jitter-gain", "0.05"], 0),
+        (["--max-jitter-gain", "0.03"], 1),
         (["--max-ratio", "0.4"], 1),
         (["--max-ratio", "0.6", "--stage", "network", "--confident"], 0),
         ([], 2),

@@ -48,11 +48,6 @@ def test_follow_scores_the_clips_person():
     assert score.boxes == 20 and score.switches == 0 and score.mota > 0.8
 
 
-def test_unbroken_walks():
-    walk = [(k, None, None) for k in (*range(12), *range(20, 24), *range(30, 41))]
-    assert [len(part) for part in live._unbroken(walk)] == [12, 11]
-
-
 def test_mistakes(capsys):
     assert main(["live", "weather"]) == 2
     assert "unknown part weather; known: speed" in capsys.readouterr().err

@@ -14,17 +14,9 @@ import pytest
 
 import benchmarks.run
 from benchmarks.__main__ import main
+from benchmarks.people import Material, check_held_out, load_material
 from benchmarks.report import read_report
-from benchmarks.run import (
-    Material,
-    Settings,
-    check_held_out,
-    chosen_precisions,
-    load_material,
-    measure,
-    processor_of,
-    run,
-)
+from benchmarks.run import Settings, chosen_precisions, measure, processor_of, run
 from metro_edge.backends import open_session
 from metro_edge.backends.gpu import Gpu
 from metro_edge.bundle import Bundle, write_bundle
@@ -38,13 +30,14 @@ from training.bodies import body_template
 
 @pytest.fixture
 def settings(bundle: Bundle, tmp_path: Path) -> Settings:
-    return Settings(bundle.path, samples=21, threads=1, runs=20, output=tmp_path / "new" / "results")
+    output = tmp_path / "new" / "results"
+    return Settings(bundle.path, samples=21, threads=1, runs=20, output=output, motion=False)
 
 
 @pytest.fixture
 def tiny_material(monkeypatch: pytest.MonkeyPatch, material: Material) -> Material:
     """Puts the tiny people where the rendered ones come from; the rest of a run is real."""
-    monkeypatch.setattr(benchmarks.run, "load_material", lambda settings, bundle: material)
+    monkeypatch.setattr(benchmarks.run, "load_material", lambda *arguments: material)
     return material
 
 
@@ -65,7 +58,12 @@ def test_a_whole_run(settings: Settings, bundle: Bundle, tiny_material: Material
     report, markdown, (json_path, markdown_path) = run(settings)
     assert cv2.getNumThreads() == opencv_threads
     assert json_path.parent == settings.output
-    assert sorted(settings.output.iterdir()) == sorted([json_path, markdown_path])
+    pictures = [settings.output / f"{json_path.stem}-worst-{p}.png" for p in ("fp16", "int8")]
+    assert sorted(settings.output.iterdir()) == sorted([json_path, markdown_path, *pictures])
+    assert [report["precisions"][p]["worst"]["picture"] for p in ("fp16", "int8")] == [p.name for p in pictures]
+    assert all(cv2.imread(str(picture)).shape == (348, 1280, 3) for picture in pictures)
+    assert report["precisions"]["fp32"]["worst"] is None
+    assert report["motion"] is None and report["crops"] is None
     assert read_report(json_path) == json.loads(json.dumps(report))
     assert markdown_path.read_text() == f"# Benchmark of tiny\n\n{markdown}"
     assert list(report["precisions"]) == ["fp32", "fp16", "int8"]
@@ -143,14 +141,14 @@ def test_a_missing_extra_is_named(settings: Settings, bundle: Bundle, monkeypatc
         monkeypatch.delitem(sys.modules, f"training.data.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"torch is needed to make the people .* 'metro-edge\[train\]'"):
-        load_material(settings, bundle)
+        load_material(bundle, settings.data, 2, settings.seed)
 
 
 @pytest.mark.parametrize(("part", "key"), [("training", "train_seed"), ("calibration", "seed")])
 def test_people_that_the_network_has_seen_are_refused(part: str, key: str, settings: Settings, bundle: Bundle) -> None:
     seen = dataclasses.replace(bundle, passport={**bundle.passport, part: {key: settings.seed}})
     with pytest.raises(UserError, match=f"people of seed 3 served the {part} of this bundle"):
-        load_material(settings, seen)
+        load_material(seen, settings.data, 2, settings.seed)
     check_held_out(seen, settings.seed + 1)
     check_held_out(bundle, settings.seed)
 
@@ -160,7 +158,7 @@ def test_people_that_a_mix_was_chosen_on_are_refused(kind: str, settings: Settin
     about = {"int8": {"samples": {kind: {"seed": settings.seed, "count": 8}}, "calibration": {"seed": 5}}, "fp16": "?"}
     seen = dataclasses.replace(bundle, passport={**bundle.passport, "quantization": about})
     with pytest.raises(UserError, match="people of seed 3 served the search of precisions of this bundle"):
-        load_material(settings, seen)
+        load_material(seen, settings.data, 2, settings.seed)
     with pytest.raises(UserError, match="people of seed 5 served the calibration of this bundle"):
         check_held_out(seen, 5)
     check_held_out(seen, settings.seed + 1)
@@ -171,21 +169,31 @@ def test_the_command_gives_the_run_again(settings: Settings, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     changed = dataclasses.replace(settings, precisions=("int8",), data=str(tmp_path / "some shards"))
     words = "python -m benchmarks run bundle --samples 21 --precision int8 --backend onnxruntime --runs 20 --seed 3"
-    assert changed.command == f"{words} --threads 1 --data 'some shards'"
+    assert changed.command == f"{words} --threads 1 --data 'some shards' --no-motion"
+    changed = dataclasses.replace(changed, rules="3dpw-neutral", smpl=str(tmp_path / "smpl"), motion=True, crops=False)
+    assert changed.command.endswith("--data 'some shards' --protocol 3dpw-neutral --smpl smpl --no-crops")
 
 
 def test_real_generated_people_on_the_command_line(
     anny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ["run", "anny", "--samples", "3", "--runs", "20", "--threads", "1", "-o", "out"]
+    arguments = ["run", "anny", "--samples", "3", "--runs", "20", "--threads", "1", "--no-motion", "-o", "out"]
     assert main(arguments) == 0
     printed = capsys.readouterr()
     (result,) = (tmp_path / "out").glob("*.json")
     report = read_report(result)
     assert report["accuracy"]["data"] == "rendered with seed 3, cached as for training"
     assert report["accuracy"]["samples"] == 3
-    assert 50 < report["precisions"]["fp32"]["accuracy"]["mpvpe_mm"] < 1000
+    accuracy = report["precisions"]["fp32"]["accuracy"]
+    assert 50 < accuracy["mpvpe_mm"] < 1000
+    assert 1 < accuracy["reprojection"]["px"] < 320  # of frames of 320 x 320 px
+    crops = report["precisions"]["int8"]["crops"]
+    assert [crop["name"] for crop in report["crops"]["crops"]] == list(crops)
+    assert next(iter(crops)) == "box_area/true" and list(crops)[-1] == "box_area/whole_frame"
+    assert crops["box_area/true"]["mpjpe_mm"] == pytest.approx(
+        report["precisions"]["int8"]["accuracy"]["mpjpe_mm"], rel=0.02
+    )  # the cached crop is a JPEG
     assert printed.out.strip() == (result.with_suffix(".md").read_text().split("\n\n", 1)[1]).strip()
     assert f"wrote {Path('out') / result.name}" in printed.err
 
@@ -254,7 +262,6 @@ def test_missing_bundle_missing_precision_and_unwritable_output(
 
 
 def test_people_of_another_body_are_refused(bundle: Bundle, anny_bundle: Bundle, tmp_path: Path) -> None:
-    settings = Settings(bundle.path, samples=2, data=str(tmp_path / "empty"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty"):
-        load_material(settings, anny_bundle)
+        load_material(anny_bundle, str(tmp_path / "empty"), 2, 3)

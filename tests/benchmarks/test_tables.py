@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.__main__ import main
+from benchmarks.markdown import markdown_table
 from benchmarks.published import PUBLISHED
 from benchmarks.report import pack_samples, read_report, unpack_samples, write_report
-from benchmarks.tables import BEGIN, END, between_markers, markdown_table, report_markdown
+from benchmarks.tables import BEGIN, END, between_markers, report_markdown
 from metro_edge.errors import UserError
-from tests.benchmarks.conftest import made_report
+from tests.benchmarks.conftest import made_report, second_report
 
 
 def latency(p50: float, p95: float, median: float | None = None) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def broken(path: Path, change: Any) -> Path:
     ("change", "message"),
     [
         (lambda r: r.pop("kind"), "is not a benchmark result"),
-        (lambda r: r.update(schema_version=3), "has schema version 3, this metro-edge reads 1 and 2"),
+        (lambda r: r.update(schema_version=4), "has schema version 4, this metro-edge reads 1, 2, 3"),
         (lambda r: r.pop("machine"), "incomplete benchmark result: 'machine' is missing"),
         (lambda r: r["precisions"].clear(), "no precision was measured"),
         (lambda r: r["precisions"]["fp32"].pop("latency"), "incomplete benchmark result"),
@@ -263,6 +264,70 @@ def test_broken_intervals_and_samples_are_refused(change: Any, message: str, tmp
     (tmp_path / "r.json").write_text(json.dumps(report))
     with pytest.raises(UserError, match=message):
         read_report(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r, p: p["accuracy"].pop("per_joint"), "incomplete benchmark result"),
+        (lambda r, p: p["accuracy"]["per_joint"].pop("neck"), "the joints are not those of h36m14"),
+        (lambda r, p: p["accuracy"]["shares"].update(pck=None), "incomplete benchmark result"),
+        (lambda r, p: p["accuracy"]["shares"].update(pck=float("nan")), "a figure of int8 is not finite"),
+        (lambda r, p: p["accuracy"]["reprojection"].update(px=float("inf")), "a figure of int8 is not finite"),
+        (lambda r, p: p["motion"].update(jitter_mm=None), "incomplete benchmark result"),
+        (lambda r, p: p.update(motion=None), "motion is there without how it was measured, or the other way"),
+        (lambda r, p: r.update(crops=None), "crops is there without how it was measured, or the other way"),
+        (lambda r, p: p["crops"].pop("box_area/detected"), "incomplete benchmark result"),
+        (lambda r, p: p["worst"].update(loss_mm=None), "incomplete benchmark result"),
+        (lambda r, p: p["accuracy"].update(mpjpe_mm=None), "incomplete benchmark result"),
+        (lambda r, p: r["accuracy"].pop("joint_set"), "incomplete benchmark result"),
+    ],
+)
+def test_broken_details_are_refused(change: Any, message: str, tmp_path: Path) -> None:
+    report = made_report()
+    change(report, report["precisions"]["int8"])
+    (tmp_path / "r.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match=message):
+        read_report(tmp_path / "r.json")
+
+
+def test_results_of_schema_2_are_read_and_shown_as_before(tmp_path: Path) -> None:
+    report = second_report()
+    (tmp_path / "r.json").write_text(json.dumps(report))
+    assert read_report(tmp_path / "r.json") == report
+    text = report_markdown(report)
+    assert "Intervals of 95% of these figures" in text and "PCK" not in text
+
+
+def test_details_are_in_the_table_and_not_in_a_readme() -> None:
+    report = made_report()
+    text = report_markdown(report)
+    row = report["precisions"]["int8"]["accuracy"]["per_joint"]["left_wrist"]
+    assert f"| {row['error_mm']:.1f} (" in text and "| left wrist |" in text
+    for words in (
+        "Joints nearer than 150 mm (PCK), mean of that over thresholds from 0 to 150 mm (AUC)",
+        "| fp32 | 12.00 (12.00 to 12.00) | 12.0",  # 0.1 of half of 240 px
+        "+4.0 (+4.0 to +4.0) |",  # the gain of jitter
+        "| box_area | as a detector's |",
+        f"Worst of int8 against FP32: sample {report['precisions']['int8']['worst']['sample']}, MPJPE ",
+    ):
+        assert words in text
+    assert report_markdown(report, details=False).count("\n| fp32 |") == 1
+    report["motion"] = report["crops"] = None
+    for entry in report["precisions"].values():
+        entry |= {"motion": None, "crops": None}
+        entry["accuracy"]["reprojection"] = None
+    text = report_markdown(report)
+    assert "jitter" not in text and "detector" not in text and "px of the full frame\n" not in text
+
+
+def test_pictures_are_written_with_the_result_or_not_at_all(tmp_path: Path) -> None:
+    write_report(tmp_path, "a", REPORT, "text", {"a-worst.png": b"png"})
+    assert (tmp_path / "a-worst.png").read_bytes() == b"png"
+    (tmp_path / "b-worst.png").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        write_report(tmp_path, "b", REPORT, "text", {"b-worst.png": b"png"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-worst.png", "a.json", "a.md", "b-worst.png"]
 
 
 @given(st.lists(st.floats(0, 1e4, width=32), max_size=30))

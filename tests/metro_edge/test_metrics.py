@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 
 from metro_edge.errors import UserError
 from metro_edge.joints import H36M14
-from metro_edge.metrics import mean_mm, mesh_errors, mpjpe, mpvpe, pa_mpjpe, procrustes
+from metro_edge.metrics import (
+    AUC_THRESHOLDS_M,
+    auc,
+    jitter_mm,
+    joint_errors,
+    mean_mm,
+    mesh_errors,
+    mpjpe,
+    mpvpe,
+    pa_joint_errors,
+    pa_mpjpe,
+    pck,
+    procrustes,
+)
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference" / "metrics.npz"
 
@@ -124,3 +137,55 @@ def test_bad_input(template):
         mesh_errors(points, points, template, "h36m14")
     with pytest.raises(UserError, match="no regressor"):
         mesh_errors(template.vertices[None], template.vertices[None], template, "coco17")
+
+
+def test_errors_by_joint_and_their_means():
+    truth = some_points(0)
+    predicted = truth + 5.0
+    predicted[:, H36M14.index("neck")] += (0.0, 0.14, 0.0)
+    predicted[:, H36M14.index("left_hip")] += (0.02, 0.0, 0.0)  # half of which the root takes along
+    errors = joint_errors(predicted, truth, H36M14)
+    assert errors.shape == (3, 14)
+    np.testing.assert_allclose(errors[:, H36M14.index("left_hip")], 0.01)
+    np.testing.assert_allclose(errors[:, H36M14.index("right_hip")], 0.01)
+    np.testing.assert_allclose(errors[:, H36M14.index("neck")], np.hypot(0.14, 0.01))
+    np.testing.assert_array_equal(errors.mean(axis=1), mpjpe(predicted, truth, H36M14))
+    np.testing.assert_array_equal(pa_joint_errors(predicted, truth).mean(axis=1), pa_mpjpe(predicted, truth))
+    assert joint_errors(predicted, truth, H36M14, [1, 0, 1]).shape == (2, 14)
+
+
+def test_pck_and_auc_of_known_errors():
+    errors_m = np.array([[0.0, 0.149, 0.150, 0.151], [0.004, 0.0051, 0.9, 0.146]])
+    np.testing.assert_allclose(pck(errors_m), [0.5, 0.75])  # 150 mm itself is not nearer than 150 mm
+    np.testing.assert_allclose(pck(errors_m, 0.0052), [0.25, 0.5])
+    # Of the 31 thresholds 0, 5, ... 150 mm an error is below: 0 -> 30, 149 -> 1, 150 and 151 -> 0; 4 -> 30, 5.1 -> 29.
+    np.testing.assert_allclose(auc(errors_m), [(30 + 1) / 4 / 31, (30 + 29 + 0 + 1) / 4 / 31])
+    np.testing.assert_allclose(AUC_THRESHOLDS_M, np.linspace(0, 0.15, 31), atol=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_auc_is_the_mean_of_pck_over_its_thresholds(seed):
+    errors_m = np.random.default_rng(seed).gamma(2.0, 0.05, (3, 14))
+    curve = [pck(errors_m, threshold) for threshold in AUC_THRESHOLDS_M]
+    np.testing.assert_allclose(auc(errors_m), np.mean(curve, axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [[[np.nan, 0.1]], [[-0.1]], [[np.inf]], [0.1], np.zeros((3, 0))])
+def test_no_share_is_taken_of_errors_that_are_none(bad):
+    for share in (pck, auc):
+        with pytest.raises(UserError, match="error"):
+            share(bad)
+
+
+def test_jitter_of_known_motion():
+    frames = np.arange(6.0)[:, None, None]
+    steady = frames**2 * (0.001, 0.0, 0.0)  # an even acceleration has no jerk
+    assert jitter_mm(steady) == pytest.approx(0.0, abs=1e-9)
+    assert jitter_mm(frames**3 * (0.0, 0.001, 0.0)) == pytest.approx(6.0)  # the third difference of n^3 is 6
+    shaking = np.where(frames % 2 == 0, 0.0, 0.001) * np.array((1.0, 0.0, 0.0))
+    assert jitter_mm(shaking) == pytest.approx(4.0)  # 1, -3, 3, -1 times 0, 1, 0, 1 mm
+    with pytest.raises(UserError, match="at least 4 frames, got 3"):
+        jitter_mm(steady[:3])
+    with pytest.raises(UserError, match="must be \\(F, P, 3\\)"):
+        jitter_mm(np.zeros((6, 3)))

@@ -20,11 +20,21 @@ class GeneratedPictures(LabelledSet):
         template: of Anny.
         size: of the whole generated set, for the generator; None takes `count`. A sample depends on seed and index
             only.
+        frame_wh, family: of the generator.
     """
 
-    def __init__(self, seed: int, count: int, spec: ModelSpec, template: BodyTemplate, size: int | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        count: int,
+        spec: ModelSpec,
+        template: BodyTemplate,
+        size: int | None = None,
+        frame_wh: tuple[int, int] = (320, 320),
+        family: str | None = None,
+    ) -> None:
         super().__init__(count, spec)
-        self.people, self.template = GeneratedPeople(seed, size or count), template
+        self.people, self.template = GeneratedPeople(seed, size or count, frame_wh, family), template
 
     def picture(self, index: int) -> LabelledPicture:
         """Render a sample."""

@@ -130,11 +130,18 @@ class ShardedPeople(LabelledSet):
             crop_rule="box_bilinear",
         )
 
+    def box(self, index: int) -> NDArray[np.float32] | None:
+        """Return a sample's box (4,) in px of the frame that it was cut from; None of shards that keep no boxes."""
+        shard, row = divmod(self.start + index, self.manifest.shard_size)
+        boxes = self._open(shard).get("box")
+        return None if boxes is None else np.asarray(boxes[row])
+
     def _open(self, shard: int) -> dict[str, NDArray[Any]]:
         if shard not in self._shards:
             folder = shard_path(self.folder, shard)
             names = ["images", "offsets", "vertices", "root", "camera", "family"]
             names += [f"{kind}.{s}" for kind in ("joints", "visible") for s in self.manifest.joint_sets]
+            names += ["box"] if (folder / "box.npy").exists() else []
             try:
                 data = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
             except (OSError, ValueError, EOFError) as error:

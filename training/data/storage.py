@@ -7,6 +7,8 @@ folder/shard-00000/images.npy   JPEGs of the stored crops one after another, uin
                   /camera.npy   (n, 3) float32 focal length and principal point in px of the stored crop
                   /joints.S.npy (n, J, 3) float32 m, root-centred; visible.S.npy (n, J) bool; S a joint set
                   /family.npy   (n,) uint8, index into the manifest's families
+                  /box.npy      (n, 4) float32 x, y, width, height of the person in px of the frame; shards that an
+                                earlier metro-edge wrote have none
 """
 
 from __future__ import annotations
@@ -286,6 +288,7 @@ def _labels(
             [affine[0, 0] * sample.focal_px, *(affine[:, :2] @ sample.centre_px + affine[:, 2])], np.float32
         ),
         "family": np.uint8(tuple(FAMILIES).index(sample.family)),
+        "box": sample.box.astype(np.float32),
     }
     for name, mask in near.items():
         labels[f"joints.{name}"] = template.joints(name, centred).astype(np.float32)
