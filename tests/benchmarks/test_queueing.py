@@ -60,6 +60,12 @@ def test_the_oldest_waiting_frame_of_the_camera_is_dropped():
     assert opened(plan, 0.02, queue=3).dropped == 0
 
 
+def test_of_two_that_wait_the_older_one_is_dropped():
+    done = opened([(0.0, 0), (0.004, 0), (0.008, 0), (0.012, 0)], 0.02, queue=2)
+    assert done.dropped == 1
+    np.testing.assert_allclose(done.latency_ms, [20.0, 32.0, 48.0])
+
+
 def test_frames_before_the_counting_are_served_and_not_counted():
     engine = Engine()
     done = opened([(0.0, 0), (0.001, 0), (0.002, 0), (0.5, 0)], 1.0, engine, warm_s=0.25)

@@ -32,7 +32,9 @@ def run(rule: Stability, **machines: Machine):
 
 
 def test_steady_frames_settle_at_once():
-    done = run(RULE, a=Machine(lambda _: 10.0))["a"]
+    machine = Machine(lambda _: 10.0)
+    done = run(RULE, a=machine)["a"]
+    assert machine.calls == 60 + done.uncounted
     assert (done.settled_after, done.first, len(done.stages_ms["whole"])) == (60, 0, 60)
     assert done.uncounted == WARMUP + 3  # and one at the beginning of each window
     np.testing.assert_array_equal(done.stages_ms["half"], 5.0)
