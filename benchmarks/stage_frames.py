@@ -19,10 +19,11 @@ from metro_edge.errors import PredictionError, UserError
 from metro_edge.estimator import MeshEstimator
 from metro_edge.preprocess import Frame, check_boxes
 from metro_edge.timing import StageClock
-from metro_edge.video.overlay import draw_bodies
+from metro_edge.video.drawing import Drawer
 from metro_edge.video.people import Person, body_box
 from metro_edge.video.smoother import BodySmoother
 from metro_edge.video.sources import SourceFrame, VideoFile
+from metro_edge.video.stream import FrameResult
 
 STAGES = (
     "decode", "crop", "host_to_device", "network", "device_to_host", "postprocess", "smoothing", "overlay",
@@ -122,6 +123,7 @@ class HostFrames:
         self.estimator, self.clip, self._now = estimator, clip, clock
         self.clock = StageClock(clock)
         self.smoother = BodySmoother()
+        self._draw = Drawer(estimator.bundle.template)  # what `metro-edge run VIDEO` draws with
 
     def __call__(self) -> dict[str, float]:
         """Run the next frame; returns stage -> ms. Raises PredictionError when the network finds nobody in the box."""
@@ -133,7 +135,7 @@ class HostFrames:
             people = self.smoother(people, frame.time_s, (frame.image.shape[0], frame.image.shape[1]))
         meshed = self._now()
         with self.clock("overlay"):
-            draw_bodies(frame.image, [person.body for person in people])
+            self._draw(FrameResult(frame.index, frame.time_s, frame.image, tuple(people), {}))
         drawn = self._now()
         stages = self.clock.take()
         if "place" in stages:  # as the estimator calls it

@@ -168,13 +168,11 @@ def test_clips_that_are_not_usable(tmp_path):
         Clip(two, (100, 100, 10, 10))
 
 
-def test_nobody_in_the_box_is_an_error():
-    class Nobody:
-        def found(self, *_, **__):
-            return [None]
-
-    with pytest.raises(PredictionError, match="nobody in the box"):
-        HostFrames(Nobody(), Clip(VideoFile(CLIP), BOX))()
+def test_nobody_in_the_box_is_an_error(bundle, monkeypatch):
+    with MeshEstimator.from_bundle(bundle, threads=1) as estimator:
+        monkeypatch.setattr(estimator, "found", lambda *_, **__: [None])
+        with pytest.raises(PredictionError, match="nobody in the box"):
+            HostFrames(estimator, Clip(VideoFile(CLIP), BOX))()
 
 
 def test_threads_belong_to_the_cpu(bundle):
