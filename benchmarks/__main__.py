@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.cli_html import add_parsers as add_html_parsers
 from benchmarks.cli_stages import add_parsers as add_stages_parsers
 from metro_edge.cli import quiet_opencv, run_command
 from metro_edge.errors import UserError
@@ -91,17 +92,21 @@ def _parser() -> argparse.ArgumentParser:
         "roofline",
         help="predict the least time on known devices",
         description="Count multiply-adds and bytes of every layer of a bundle's FP32 graph and predict, from published "
-        "peaks, the least time on each device at each precision and what bounds it. Nothing is timed.",
+        "peaks, the least time on each device at each precision and what bounds it. The network is not timed; of the "
+        "device this-cpu, the peaks are measured (a quarter of a minute).",
     )
     command.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder or .zip")
     command.add_argument("--precision", metavar="P", nargs="+", default=[], help="default: fp32 fp16 int8; also fp8")
-    command.add_argument("--device", metavar="NAME", nargs="+", default=[], help="of the table (default: all)")
+    command.add_argument(
+        "--device", metavar="NAME", nargs="+", default=[], help="of the table, or this-cpu (default: all of the table)"
+    )
     command.add_argument("--batch", metavar="N", type=int, default=1, help="images of a call (default: 1)")
     command.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("benchmarks") / "results")
     command.set_defaults(run=_roofline)
 
     _add_judging(commands)
     add_stages_parsers(commands)
+    add_html_parsers(commands)
 
     command = commands.add_parser("table", help="print the Markdown of a saved result again")
     command.add_argument("result", metavar="RESULT.json", type=Path)

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.markdown import markdown_table
+from benchmarks.kernels_report import KIND, SCHEMA_VERSION, kernels_markdown
 from metro_edge import __version__
 from metro_edge.backends import Outputs
 from metro_edge.bundle import Bundle
@@ -29,7 +29,7 @@ from metro_edge.cuda.preprocess import Preprocess
 from metro_edge.cuda.smoothing import OneEuro
 from metro_edge.errors import UserError
 from metro_edge.files import json_bytes, output_folder, write_bytes
-from metro_edge.machine import describe_machine, machine_line
+from metro_edge.machine import describe_machine
 from metro_edge.postprocess import Intrinsics, bodies_from_outputs
 from metro_edge.preprocess import network_input
 from metro_edge.raster import vertex_normals
@@ -40,7 +40,6 @@ from metro_edge.video.overlay import draw_bodies, draw_skeletons
 LAUNCHES, REPLAYS = 20, 30  # of a graph, of a measurement
 HOST_CALLS, HOST_LIMIT_S = 20, 1.5
 FRAME_WH = (1920, 1080)
-HEADER = ("launcher", "people", "GPU us", "p95 us", "CPU us", "CPU / GPU")
 
 
 @dataclass(frozen=True)
@@ -184,27 +183,24 @@ def run(bundle: Path | None, people: Sequence[int], output: Path, command: str) 
     loaded = Bundle.load(bundle)
     rows, device = measure_kernels(loaded, people)
     machine, created = describe_machine(), datetime.now(timezone.utc)
-    cells = [
-        [row.name, str(row.people), f"{row.gpu_us:.1f}", f"{row.gpu_p95_us:.1f}", f"{row.cpu_us:.0f}",
-         f"{row.cpu_us / row.gpu_us:.0f}"]
-        for row in rows
-    ]  # fmt: skip
-    markdown = "\n\n".join(
-        [
-            f"**CUDA kernels on {device}, 1920 x 1080 frame, crops of {loaded.spec.image_size} px**",
-            markdown_table(HEADER, cells, text_columns=("launcher",)),
-            f"- GPU: median of {REPLAYS} replays of a CUDA graph of {LAUNCHES} launches, by events. CPU: median of up "
-            f"to {HOST_CALLS} calls of the NumPy and OpenCV twin, same process, all threads that OpenCV takes.\n"
-            f"- CPU crops are of a BGR frame in both rows.\n"
-            f"- Machine: {machine_line(machine)}; metro-edge {__version__}; {created:%Y-%m-%d}.\n"
-            f"- Again: `{command}`",
-        ]
-    )
     folder = output_folder(output)
     name = f"kernels-{device.split(',')[0].replace(' ', '_')}-{created:%Y%m%dT%H%M%SZ}"
-    report = {"kind": "kernels", "schema_version": 1, "device": device, "machine": machine, "command": command,
-              "created": created.isoformat(), "rows": [asdict(row) for row in rows]}  # fmt: skip
+    report = {
+        "kind": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "device": device,
+        "image_size": loaded.spec.image_size,
+        "protocol": f"{FRAME_WH[0]} x {FRAME_WH[1]} frame. GPU: median of {REPLAYS} replays of a CUDA graph of "
+        f"{LAUNCHES} launches, by events. CPU: median of up to {HOST_CALLS} calls of the NumPy and OpenCV twin, same "
+        "process, all threads that OpenCV takes; its crops are of a BGR frame in both rows",
+        "machine": machine,
+        "metro_edge": __version__,
+        "command": command,
+        "created": created.isoformat(),
+        "rows": [asdict(row) for row in rows],
+    }
+    markdown = kernels_markdown(report)
     paths = [folder / f"{name}.json", folder / f"{name}.md"]
     write_bytes(paths[0], json_bytes(report))
-    write_bytes(paths[1], (markdown + "\n").encode())
-    return markdown + "\n", paths
+    write_bytes(paths[1], markdown.encode())
+    return markdown, paths

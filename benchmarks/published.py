@@ -101,3 +101,128 @@ PUBLISHED = (
         dpw_pa_mpjpe_mm=47.9,
     ),
 )
+
+
+@dataclass(frozen=True)
+class Successor(Published):
+    """Errors of a method after METRO, as found where they could be read.
+
+    Attributes:
+        dpw_in_training: whether 3DPW's training set was trained on; None where the source does not say.
+        training: what it was trained on and what is evaluated, as far as the source says.
+        source: where the figures were read.
+    """
+
+    dpw_in_training: bool | None
+    training: str
+    source: str
+
+
+_HYBRIK = "Li et al., HybrIK: A Hybrid Analytical-Neural Inverse Kinematics Solution for 3D Human Pose and Shape "
+_HYBRIK += "Estimation, CVPR 2021"
+_HYBRIK_README = "README of github.com/Jeff-sjtu/HybrIK, Results"
+_PARE = "Kocabas et al., PARE: Part Attention Regressor for 3D Human Body Estimation, ICCV 2021"
+_PARE_README = "README of github.com/mkocabas/PARE, Evaluation"
+_MIXED = "Human3.6M, COCO, MUCO, UP3D and MPII, then fine-tuned on 3DPW for 3DPW; released checkpoints"
+
+SUCCESSORS = (
+    Successor(
+        "PARE",
+        _PARE,
+        h36m_mpjpe_mm=None,
+        h36m_pa_mpjpe_mm=None,
+        dpw_mpvpe_mm=97.9,
+        dpw_mpjpe_mm=82.0,
+        dpw_pa_mpjpe_mm=50.9,
+        dpw_in_training=False,
+        training="not said there",
+        source=_PARE_README,
+    ),
+    Successor(
+        "PARE with 3DPW",
+        _PARE,
+        h36m_mpjpe_mm=None,
+        h36m_pa_mpjpe_mm=None,
+        dpw_mpvpe_mm=88.6,
+        dpw_mpjpe_mm=74.5,
+        dpw_pa_mpjpe_mm=46.5,
+        dpw_in_training=True,
+        training="the above and 3DPW",
+        source=_PARE_README,
+    ),
+    Successor(
+        "HybrIK (ResNet-34)",
+        _HYBRIK,
+        h36m_mpjpe_mm=None,
+        h36m_pa_mpjpe_mm=34.5,
+        dpw_mpvpe_mm=None,
+        dpw_mpjpe_mm=None,
+        dpw_pa_mpjpe_mm=48.8,
+        dpw_in_training=False,
+        training="not said there",
+        source=_HYBRIK_README,
+    ),
+    Successor(
+        "HybrIK (ResNet-34) with 3DPW",
+        _HYBRIK,
+        h36m_mpjpe_mm=None,
+        h36m_pa_mpjpe_mm=36.3,
+        dpw_mpvpe_mm=None,
+        dpw_mpjpe_mm=None,
+        dpw_pa_mpjpe_mm=45.3,
+        dpw_in_training=True,
+        training="the above and 3DPW",
+        source=_HYBRIK_README,
+    ),
+    Successor(
+        "Mesh Graphormer (HRNet-W64)",
+        "Lin et al., Mesh Graphormer, ICCV 2021",
+        h36m_mpjpe_mm=51.20,
+        h36m_pa_mpjpe_mm=34.55,
+        dpw_mpvpe_mm=87.57,
+        dpw_mpjpe_mm=73.98,
+        dpw_pa_mpjpe_mm=45.35,
+        dpw_in_training=True,
+        training=_MIXED,
+        source="docs/EXP.md of github.com/microsoft/MeshGraphormer",
+    ),
+    Successor(
+        "FastMETRO-L (HRNet-W64)",
+        "Cho et al., Cross-Attention of Disentangled Modalities for 3D Human Mesh Recovery with Transformers, ECCV "
+        "2022",
+        h36m_mpjpe_mm=52.96,
+        h36m_pa_mpjpe_mm=33.58,
+        dpw_mpvpe_mm=82.95,
+        dpw_mpjpe_mm=73.54,
+        dpw_pa_mpjpe_mm=44.58,
+        dpw_in_training=True,
+        training=_MIXED,
+        source="docs/EXP.md of the FastMETRO repository (github.com/postech-ami/FastMETRO)",
+    ),
+    Successor(
+        "CLIFF (HRNet-W48)",
+        "Li et al., CLIFF: Carrying Location Information in Full Frames into Human Pose and Shape Estimation, ECCV "
+        "2022",
+        h36m_mpjpe_mm=None,
+        h36m_pa_mpjpe_mm=None,
+        dpw_mpvpe_mm=81.2,
+        dpw_mpjpe_mm=69.0,
+        dpw_pa_mpjpe_mm=43.0,
+        dpw_in_training=None,
+        training="not said there",
+        source="paperswithcode.com/paper/cliff-carrying-location-information-in-full; names of the checkpoints in the "
+        "README of github.com/haofanwang/CLIFF",
+    ),
+    Successor(
+        "TokenHMR",
+        "Dwivedi et al., TokenHMR: Advancing Human Mesh Recovery with a Tokenized Pose Representation, CVPR 2024",
+        h36m_mpjpe_mm=None,
+        h36m_pa_mpjpe_mm=None,
+        dpw_mpvpe_mm=84.3,
+        dpw_mpjpe_mm=70.9,
+        dpw_pa_mpjpe_mm=44.8,
+        dpw_in_training=None,
+        training="SD + ITW + BEDLAM, as the source names them; the paper's version",
+        source="README of github.com/saidwivedi/TokenHMR, Model Zoo",
+    ),
+)

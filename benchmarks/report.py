@@ -21,7 +21,7 @@ Schema 3. Times are milliseconds, errors millimetres, shares 0 to 1. An INTERVAL
 - `precisions`: precision -> {
   `latency`: {`network` and `end_to_end`: {`p50_ms`, `p90_ms`, `p95_ms`, `p99_ms`, `mean_ms`, `min_ms`, `calls`,
   `warmup`, `intervals` {`p50_ms`, `p95_ms`: INTERVAL}, `ratio_to_fp32`: null or {`median`, `low`, `high`,
-  `interval`: INTERVAL}}},
+  `interval`: INTERVAL}, `samples_ms`: counted calls in order, packed, absent in some results of before}},
   `accuracy`: {`mpjpe_mm`, `pa_mpjpe_mm`, `mpvpe_mm`, `intervals` {each of these: INTERVAL}, `per_sample_mm` {`mpjpe`,
   `pa_mpjpe`, `mpvpe`: packed, see `unpack_samples`}, `against_fp32`: null or {for LOSS in `moved`, `mpjpe_change`,
   `pa_mpjpe_change`, `mpvpe_change`: `LOSS_mm`, `LOSS_p95_mm`, `LOSS_worst_mm`, `LOSS_worst_sample`; `intervals`

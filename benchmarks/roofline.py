@@ -1,4 +1,4 @@
-"""The roofline of a bundle's network: the least time that a device's peaks allow. Predictions; nothing is timed.
+"""The roofline of a bundle's network: the least time that a device's peaks allow. Predictions: it is not timed.
 
 Multiply-adds and constants are counted by `engines.cost.node_costs`, and nodes are joined to layers by
 `engines.quantize.units.plan`: a product or convolution with the operators that engines run in its kernel.
@@ -15,6 +15,7 @@ addition, so that a multiply-add is two.
   `macs` for one image, the fields of Layer below, `bytes` {precision: for one call} and `intensity` {precision:
   operations per byte}.
 - `devices`: name -> {`title`, `source` of its figures, `checked` (whether they were compared with the source),
+  `measured`: null or absent for published peaks, {`cpu`, `cores`} for those of this CPU (benchmarks.cpu_peaks),
   `bandwidth_gbs`, `peaks_tops` {precision: dense, null where it has none},
   `precisions` {precision: null where its cores lack it, or {
   `ridge`: operations per byte above which compute bounds,
@@ -36,6 +37,8 @@ from typing import Any
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
+from benchmarks.cpu_peaks import NAME as THIS_CPU
+from benchmarks.cpu_peaks import measure_cpu
 from engines.cost import NodeCost, node_costs
 from engines.graph import constants, consumers
 from engines.quantize.layers import quantisable
@@ -46,6 +49,7 @@ from metro_edge.bundle import Bundle
 from metro_edge.devices import DEVICES, Device, device
 from metro_edge.errors import UserError
 from metro_edge.files import json_bytes, output_folder, write_bytes
+from metro_edge.machine import cpu_model, usable_cores
 
 SCHEMA_VERSION = 1
 KIND = "metro-edge roofline"
@@ -227,7 +231,7 @@ def roofline_report(
     Args:
         bundle: its FP32 graph is counted.
         precisions: fp32, fp16, int8, fp8; the first three when empty.
-        devices: names of the table; all of it when empty.
+        devices: names of the table, or `this-cpu`, whose peaks are measured now; all of the table when empty.
         batch: images of a call, 1 to 4096.
         command: what gives the report again.
 
@@ -240,7 +244,7 @@ def roofline_report(
     if unknown := [name for name in precisions if name not in BYTES]:
         raise UserError(f"unknown precision {', '.join(unknown)}; known: {', '.join(BYTES)}")
     chosen = list(dict.fromkeys(precisions)) or list(PRECISIONS)
-    targets = [device(name) for name in dict.fromkeys(devices)] or list(DEVICES.values())
+    targets = [_target(name) for name in dict.fromkeys(devices)] or list(DEVICES.values())
     network = network_layers(onnx.load_from_string(bundle.onnx_bytes("fp32")))
     strict = bool(precisions and devices)
     return {
@@ -270,6 +274,10 @@ def roofline_report(
     }
 
 
+def _target(name: str) -> Device:
+    return measure_cpu() if name == THIS_CPU else device(name)
+
+
 def _device_entry(
     network: Network, target: Device, precisions: Sequence[str], batch: int, strict: bool
 ) -> dict[str, Any]:
@@ -279,6 +287,7 @@ def _device_entry(
         "title": target.title,
         "source": target.source,
         "checked": target.checked,
+        "measured": {"cpu": cpu_model(), "cores": usable_cores()} if target.name == THIS_CPU else None,
         "bandwidth_gbs": target.bandwidth_gbs,
         "peaks_tops": {p: target.peaks.get(p) for p in precisions},
         "precisions": {p: times.get(p) for p in precisions},

@@ -26,7 +26,12 @@ def roofline_markdown(report: Mapping[str, Any], picture: str) -> str:
     moved = ", ".join(f"{precision} {value / 1e6:.1f} MB" for precision, value in total["bytes"].items())
     least = ", ".join(f"{precision} {value / 1e6:.1f} MB" for precision, value in total["least_bytes"].items())
     title = f"# Roofline of {bundle['name']}"
+    measured = any(entry.get("measured") for entry in report["devices"].values())
     head = f"**Predictions from published peaks, {images} a call. No device was timed.**"
+    if measured:
+        head = (
+            f"**Predictions from peaks, published or measured as said below, {images} a call. No network was timed.**"
+        )
     notes = [
         f"- Network: {total['macs'] / 1e9:.3f} G multiply-adds for one image in {len(report['layers'])} layers. Bytes "
         f"of a call, layer by layer: {moved}; constants, inputs and outputs alone: {least}.",

@@ -20,7 +20,7 @@ from benchmarks.details import REPROJECTION_PROTOCOL
 from benchmarks.latency import BLOCK, check_runs, measure_interleaved, ratio, round_ratios, whole_rounds
 from benchmarks.people import FRAME_WH, GENERATED, TEST_SEED, Material, load_material, undisturbed
 from benchmarks.pictures import png_bytes, worst_entry, worst_picture
-from benchmarks.report import KIND, SCHEMA_VERSION, STAGES, latency_entry, write_report
+from benchmarks.report import KIND, SCHEMA_VERSION, STAGES, latency_entry, pack_samples, write_report
 from benchmarks.tables import report_markdown
 from metro_edge import __version__
 from metro_edge.backends import BACKENDS, Session, open_session
@@ -333,6 +333,7 @@ def _entry(
             **latency_entry(measured.to_dict(), runs),
             "intervals": {key: found and found.to_dict() for key, found in found_ms.items()},
             "ratio_to_fp32": against,
+            "samples_ms": pack_samples(measured.samples_ms),
         }
     return {"latency": stages, "accuracy": accuracy.to_dict()}
 

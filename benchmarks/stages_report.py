@@ -189,9 +189,12 @@ def plot_stages(path: Path, report: Mapping[str, Any]) -> None:
         samples = np.sort(unpack_samples(figures["samples_ms"])[entry["first"] :])
         share = np.arange(1, len(samples) + 1) / len(samples)
         below.step(samples, share, where="post", color=COLOURS.get(precision), label=precision)
+        for key, height, mark in (("p50_ms", 0.5, "o"), ("p95_ms", 0.95, "s")):
+            if figures[key] is not None:
+                below.plot(figures[key], height, mark, color=COLOURS.get(precision), markersize=6)
     deadline = 1000.0 / report["rate_hz"]
     below.axvline(deadline, color="#333333", linestyle="--", linewidth=1, label=f"{report['rate_hz']:g} Hz")
-    below.set_xlabel("capture to mesh, ms")
+    below.set_xlabel("capture to mesh, ms (circle p50, square p95)")
     below.set_ylabel("share of frames within")
     below.set_ylim(0, 1.02)
     # A single frame that was held up would press all others against the axis.

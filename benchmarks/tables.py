@@ -51,7 +51,7 @@ PUBLISHED_HEADER = (
 )
 
 
-def report_markdown(report: dict[str, Any], details: bool = True) -> str:
+def report_markdown(report: dict[str, Any], details: bool = True, published: bool = True) -> str:
     """Return our table, what was measured and how, and the published table below; see benchmarks.report.
 
     Without `details` it has neither intervals nor what is beyond the first table, as a README wants it.
@@ -67,7 +67,7 @@ def report_markdown(report: dict[str, Any], details: bool = True) -> str:
         parts += [f"Intervals of {level} of these figures", markdown_table(INTERVALS_HEADER, rows)]
     if details and (text := details_markdown(report)):
         parts.append(text)
-    return "\n\n".join([*parts, notes, published_markdown()]) + "\n"
+    return "\n\n".join([*parts, notes, *([published_markdown()] if published else [])]) + "\n"
 
 
 def published_markdown() -> str:

@@ -81,8 +81,8 @@ def plot_sensitivity(path: Path, report: Mapping[str, Any]) -> None:
     save_figure(figure, path)
 
 
-def new_figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
-    """Return a figure of some inches and its axes, an array of them for more than one row.
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """Return a figure of some inches and its axes, an array of them for more than one row or column.
 
     Raises MissingExtraError without matplotlib.
     """
@@ -93,7 +93,7 @@ def new_figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
         raise MissingExtraError("matplotlib", "train", "draw the plots of a report") from None
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows)
+    axes = figure.subplots(rows, columns)
     for each in figure.axes:
         each.spines[["top", "right"]].set_visible(False)
         each.grid(alpha=0.25)
@@ -102,9 +102,9 @@ def new_figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, by way of a temporary file."""
+    """Write a figure as PNG, or as SVG where the path ends so, by way of a temporary file."""
     with replacing(path) as partial:
-        figure.savefig(partial, metadata={"Software": None})
+        figure.savefig(partial, metadata={"Date" if path.suffix == ".svg" else "Software": None})
 
 
 def _short(text: str, length: int = 70) -> str:
