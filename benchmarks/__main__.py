@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.cli_against import add_parsers as add_against_parsers
 from benchmarks.cli_html import add_parsers as add_html_parsers
 from benchmarks.cli_stages import add_parsers as add_stages_parsers
 from metro_edge.cli import quiet_opencv, run_command
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_judging(commands)
     add_stages_parsers(commands)
+    add_against_parsers(commands)
     add_html_parsers(commands)
 
     command = commands.add_parser("table", help="print the Markdown of a saved result again")

@@ -13,14 +13,14 @@ from metro_edge.files import reason
 
 
 def saved_markdown(path: str | os.PathLike[str], details: bool = True) -> str:
-    """Return the Markdown of a saved result of `run`, `stages`, `load` or `roofline`.
+    """Return the Markdown of a saved result of `run`, `stages`, `load`, `roofline`, `against` or `energy`.
 
     Without `details`, that of `run` is its first table alone, as a README wants it.
 
     Raises:
         UserError: a file that is missing, none of these, incomplete or of another schema.
     """
-    from benchmarks import load, report, roofline, stages
+    from benchmarks import against_report, energy, energy_report, load, report, roofline, stages
     from benchmarks.load_report import load_markdown
     from benchmarks.roofline_report import roofline_markdown
     from benchmarks.stages_report import stages_markdown
@@ -31,6 +31,11 @@ def saved_markdown(path: str | os.PathLike[str], details: bool = True) -> str:
         stages.KIND: (stages.SCHEMA_VERSION, stages_markdown),
         load.KIND: (load.SCHEMA_VERSION, load_markdown),
         roofline.KIND: (roofline.SCHEMA_VERSION, lambda found: roofline_markdown(found, picture)),
+        against_report.KIND: (
+            against_report.SCHEMA_VERSION,
+            lambda found: against_report.against_markdown(found, picture),
+        ),
+        energy.KIND: (energy.SCHEMA_VERSION, lambda found: energy_report.energy_markdown(found, picture)),
     }
     found = _read(Path(path))
     kind = found.get("kind")

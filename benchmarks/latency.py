@@ -60,24 +60,27 @@ def measure_interleaved(
     runs: int,
     block: int = BLOCK,
     clock: Callable[[], float] = time.perf_counter,
+    uncounted: int = 1,
 ) -> dict[Subject, Latency]:
     """Time each subject `runs` times on the monotonic clock, in alternating blocks.
 
-    Every block begins with one uncounted call, which brings the subject's weights back into the caches, as
-    they are when it runs alone.
+    Every block begins with uncounted calls, which bring the subject's weights back into the caches, as they are
+    when it runs alone.
 
     Args:
         calls: subject -> call that returns when its work is done; a GPU's caller must wait for it inside.
         runs: counted calls of each subject, enough for the 95th percentile.
         block: calls of one subject in a row.
         clock: seconds, never going back.
+        uncounted: calls at the start of each block; more than one where the threads of the engine before go on
+            spinning for a while.
 
     Raises:
         UserError: no subject, too few runs, a block without calls, or a clock that went back.
     """
     check_runs(runs)
-    if not calls or block < 1:
-        raise UserError(f"cannot time {len(calls)} subjects in blocks of {block} calls")
+    if not calls or block < 1 or uncounted < 1:
+        raise UserError(f"cannot time {len(calls)} subjects in blocks of {block} calls after {uncounted}")
     for call in calls.values():
         for _ in range(WARMUP):
             call()
@@ -86,7 +89,8 @@ def measure_interleaved(
     with tqdm(total=runs * len(calls), desc="latency", unit="call", leave=False) as bar:
         for name, count in round_robin(tuple(calls), runs, block):
             call = calls[name]
-            call()
+            for _ in range(uncounted):
+                call()
             for _ in range(count):
                 before = clock()
                 call()
@@ -97,8 +101,8 @@ def measure_interleaved(
                 last = after
                 samples[name].append((after - before) * 1000.0)
             bar.update(count)
-    uncounted = WARMUP + math.ceil(runs / block)
-    return {name: Latency(np.array(values), uncounted) for name, values in samples.items()}
+    warmup = WARMUP + uncounted * math.ceil(runs / block)
+    return {name: Latency(np.array(values), warmup) for name, values in samples.items()}
 
 
 def ratio(latency: Latency, reference: Latency, block: int = BLOCK) -> Ratio:

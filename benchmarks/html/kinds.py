@@ -9,8 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks import kernels_report, load, report, roofline, stages
+from benchmarks import against_report, energy, kernels_report, load, report, roofline, stages
+from benchmarks.against_report import plot_against
 from benchmarks.compare import differences
+from benchmarks.energy_report import energy_markdown, plot_energy
 from benchmarks.html import plots
 from benchmarks.html.body_picture import body_of, plot_joints
 from benchmarks.html.figures import figure_html, picture_html, plain
@@ -153,6 +155,16 @@ def _roofline_figures(result: Result, name: str) -> list[str]:
                         draw, prediction=True)]  # fmt: skip
 
 
+def _against_figures(result: Result, name: str) -> list[str]:
+    words = "How many times as fast as PyTorch each engine is; line: interval"
+    return [figure_html(f"{name}-engines", words, partial(plot_against, report=plain(result.data)))]
+
+
+def _energy_figures(result: Result, name: str) -> list[str]:
+    words = "Power (thin: idle) and the hottest sensor over the run"
+    return [figure_html(f"{name}-power", words, partial(plot_energy, report=plain(result.data)))]
+
+
 def _kernels_figures(result: Result, name: str) -> list[str]:
     draw = partial(plots.plot_kernels, report=plain(result.data))
     return [figure_html(f"{name}-kernels", "Time of each CUDA kernel and of its twin on the CPU", draw)]
@@ -188,6 +200,26 @@ _KINDS = (
         load_markdown,
         _load_figures,
         _apart_in("protocol", "source.name", "source.frame_wh", *(f"settings.{key}" for key in LOAD_SETTINGS)),
+    ),
+    Kind(
+        against_report.KIND,
+        "Against other engines",
+        "One network on several engines in turns: PyTorch, plain exports, and metro-edge's own graphs.",
+        (against_report.SCHEMA_VERSION,),
+        lambda data: f"{data['network']['name']} on {data['device']['name']}",
+        against_report.against_markdown,
+        _against_figures,
+        _apart_in("latency.protocol", "latency.reference"),
+    ),
+    Kind(
+        energy.KIND,
+        "Energy and heat",
+        "Joules of a frame, heat, clocks and throttling, as the device's own sensors tell.",
+        (energy.SCHEMA_VERSION,),
+        _on_device,
+        energy_markdown,
+        _energy_figures,
+        _apart_in("settings.protocol", "settings.fps"),
     ),
     Kind(
         kernels_report.KIND,

@@ -19,7 +19,7 @@ def test_every_kept_result_that_has_a_picture_is_printed_again():
     assert len(kept) >= 3
     for path in kept:
         kind = json.loads(path.read_text())["kind"]
-        if kind == "metro-edge roofline":
+        if kind in ("metro-edge roofline", "metro-edge against"):
             assert saved_markdown(path) == path.with_suffix(".md").read_text()
         elif kind in ("metro-edge stages", "metro-edge load"):
             lines = [line for line in saved_markdown(path).splitlines() if line]

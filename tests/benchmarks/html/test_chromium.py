@@ -15,7 +15,7 @@ from tests.benchmarks.conftest import made_report
 from tests.benchmarks.html.pages import kept, saved
 from tests.metro_edge.video.test_viewer import CHROMIUM, FLAGS
 
-KEPT = ("stages", "load", "kernels", "roofline")
+KEPT = ("stages", "load", "kernels", "roofline", "against")
 
 
 @pytest.fixture(scope="module")
