@@ -20,7 +20,7 @@ OURS = "**"  # around our own
 
 def against_markdown(report: Mapping[str, Any], picture: str | None = None) -> str:
     """Return the table, what was left out and how it was measured, with a link to the picture if there is one."""
-    network, device, latency = report["network"], report["device"], report["latency"]
+    network, device = report["network"], report["device"]
     subjects = report["subjects"]
     measured = {name: entry for name, entry in subjects.items() if entry["skipped"] is None}
     skipped = [f"- Not measured: {entry['title']}: {entry['skipped']}." for entry in subjects.values()
