@@ -93,13 +93,13 @@ class Settings:
     @property
     def command(self) -> str:
         """The command that gives the result again, without paths of this machine outside the working folder."""
-        words = ["python", "-m", "benchmarks", "run", _shown(self.bundle), "--samples", str(self.samples)]
+        words = ["python", "-m", "benchmarks", "run", shown(self.bundle), "--samples", str(self.samples)]
         words += ["--precision", *self.precisions] if self.precisions else []
         words += ["--backend", self.backend, "--runs", str(self.runs), "--seed", str(self.seed)]
         words += ["--threads", str(self.threads)] if self.threads is not None else []
-        words += ["--data", _shown(Path(self.data))] if self.data != GENERATED else []
+        words += ["--data", shown(Path(self.data))] if self.data != GENERATED else []
         words += ["--protocol", self.rules] if self.rules else []
-        words += ["--smpl", _shown(Path(self.smpl))] if self.smpl else []
+        words += ["--smpl", shown(Path(self.smpl))] if self.smpl else []
         words += [word for word, kept in (("--no-motion", self.motion), ("--no-crops", self.crops)) if not kept]
         return shlex.join(words)
 
@@ -345,7 +345,7 @@ def _stem(report: dict[str, Any]) -> str:
     return f"{name}-{device['backend']}-{device['processor'].lower()}-{time}"
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """Return a path relative to the working folder, or its name alone when it lies elsewhere."""
     with contextlib.suppress(ValueError):
         return path.resolve().relative_to(Path.cwd()).as_posix()

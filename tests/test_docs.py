@@ -32,7 +32,7 @@ def commands() -> list[tuple[str, str]]:
         for block in blocks(page):
             for line in block.replace("\\\n", " ").splitlines():
                 words = re.split(r"\s+#", line)[0].strip()
-                if re.match(r"(metro-edge|python -m (training|engines)|torchrun .* -m training) ", words):
+                if re.match(r"(metro-edge|python -m (training|engines|benchmarks)|torchrun .* -m training) ", words):
                     found.append((str(page.relative_to(ROOT)), words))
     return found
 
