@@ -145,7 +145,10 @@ def test_the_command(orin, bundle, tmp_path, capsys):
         assert power["joules_per_frame"] == pytest.approx(watts * entry["seconds"] / entry["frames"])
         assert power["joules_per_frame_above_idle"] == pytest.approx(0.0, abs=1e-9)  # its files stand still
         assert entry["clock_mhz"]["gpu"]["mean"] == 1020.0 and entry["temperature_c"]["gpu-thermal"]["last"] == 50.468
-    assert ("the module's input (VDD_IN)" in printed and "No sign of throttling" in printed) or "Throttled" in printed
+    # A busy machine may well slow down within the moments of this run.
+    flagged = any(entry["throttling"]["flagged"] for entry in report["precisions"].values())
+    assert ("Throttled" in printed) == flagged and ("No sign of throttling" in printed) != flagged
+    assert "VDD_IN" in printed
 
 
 def test_markdown_names_throttling_and_late_frames():
