@@ -76,16 +76,17 @@ def _heat_rows(precision: str, entry: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _throttling(entries: Mapping[str, Any]) -> list[str]:
-    notes = []
+    throttled, late = [], []
     for precision, entry in entries.items():
         words = [f"{reason} in {share:.0%} of the readings" for reason, share in entry["throttling"]["reasons"].items()]
         if entry["throttling"]["slowed"]:
             words.append(f"frames took {entry['slowdown']:.2f} times as long at the end as at the beginning")
         if words:
-            notes.append(f"- **Throttled, {precision}:** {', '.join(words)}.")
+            throttled.append(f"- **Throttled, {precision}:** {', '.join(words)}.")
         if entry["late_frames"]:
-            notes.append(f"- {precision}: {entry['late_frames']} of {entry['frames']} frames started late.")
-    return notes or ["- No sign of throttling: no reason named, frames as fast at the end as at the beginning."]
+            late.append(f"- {precision}: {entry['late_frames']} of {entry['frames']} frames started late.")
+    nothing = ["- No sign of throttling: no reason named, frames as fast at the end as at the beginning."]
+    return [*(throttled or nothing), *late]
 
 
 def plot_energy(path: Path, report: Mapping[str, Any]) -> None:
