@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks import load, report, stages
+from benchmarks import against_report, energy, load, report, stages
 from benchmarks.markdown import NONE, number
 from benchmarks.stage_frames import CAPTURE_TO_MESH
 from benchmarks.tables import SHOWN_DIGITS
 
 Data = Mapping[str, Any]
 HEAD = ("bundle", "checkpoint", "device", "backend", "precision")
-TEXT_COLUMNS = ("no.", *HEAD, "quiet machine", "measured")
+TEXT_COLUMNS = ("no.", *HEAD, "network", "weights", "engine", "reader", "throttled", "quiet machine", "measured")
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,57 @@ def _load_notes(data: Data) -> list[str]:
     ]
 
 
+def _against_rows(data: Data) -> list[Row]:
+    network, device = data["network"], data["device"]
+    where = f"{device['name']}, {device['threads']} threads"
+    rows = []
+    for entry in data["subjects"].values():
+        if entry["skipped"] is not None:
+            continue
+        ratio, title = entry["ratio"], f"**{entry['title']}**" if entry["ours"] else entry["title"]
+        ends = ratio["interval"]
+        faster = f"{1 / ratio['median']:.2f}"
+        if ends is not None:
+            faster += f" ({1 / ends['high']:.2f} to {1 / ends['low']:.2f})"
+        head = [network["name"], network["weights"], where, title, entry["precision"]]
+        cells = [*head, ms(entry["latency"]["p50_ms"]), ms(entry["latency"]["p95_ms"]), faster, data["created"][:10]]
+        # By network and device, as the others are by device and backend.
+        key = (network["name"], network["name"], where, entry["title"], entry["precision"])
+        rows.append(Row(key, data["created"], ratio["median"], cells))
+    return rows
+
+
+def _against_notes(data: Data) -> list[str]:
+    latency = data["latency"]
+    reference = data["subjects"][latency["reference"]]["title"]
+    return [
+        f"{latency['protocol']}.",
+        f"Times as fast as {reference} in the same run, median over rounds, in brackets its interval; bold: ours. The "
+        "weights are what the time does not depend on.",
+    ]
+
+
+def _energy_rows(data: Data) -> list[Row]:
+    rows = []
+    for precision, entry in data["precisions"].items():
+        for reader, power in entry["power"].items():
+            ends = power["interval"]
+            joules = f"{power['joules_per_frame']:.4g}"
+            if ends is not None:
+                joules += f" ({ends['low']:.4g} to {ends['high']:.4g})"
+            flagged = "yes" if entry["throttling"]["flagged"] else "no"
+            cells = [reader, number(entry["fps"], 1), number(power["mean_w"], 2), joules,
+                     f"{power['joules_per_frame_above_idle']:.4g}", flagged]  # fmt: skip
+            rows.append(_row(data, precision, power["joules_per_frame"], cells, reader))
+    return rows
+
+
+def _energy_notes(data: Data) -> list[str]:
+    settings = data["settings"]
+    rate = "as fast as it goes" if settings["fps"] is None else f"{settings['fps']:g} frames a second"
+    return [f"{settings['protocol']}.", f"{settings['seconds']:g} s each, {rate}."]
+
+
 BOARDS: Mapping[str, Board] = MappingProxyType({
     report.KIND: Board(
         (*HEAD, "network p50 ms", "frame to body p50 ms", "p95 ms", "MPJPE mm", "PA-MPJPE mm", "MPVPE mm", "change mm",
@@ -167,6 +218,16 @@ BOARDS: Mapping[str, Board] = MappingProxyType({
          "quiet machine", "measured"),
         _stages_rows,
         _stages_notes,
+    ),
+    against_report.KIND: Board(
+        ("network", "weights", "device", "engine", "precision", "p50 ms", "p95 ms", "times as fast", "measured"),
+        _against_rows,
+        _against_notes,
+    ),
+    energy.KIND: Board(
+        (*HEAD, "reader", "fps", "mean W", "J a frame", "above idle", "throttled", "measured"),
+        _energy_rows,
+        _energy_notes,
     ),
     load.KIND: Board(
         (*HEAD, "cameras", "largest Hz of each", "frames a second, all", "quiet machine", "measured"),

@@ -21,6 +21,7 @@ from benchmarks.load_report import load_markdown, plot_load
 from benchmarks.roofline_report import plot_roofline, roofline_markdown
 from benchmarks.stages_report import plot_stages, stages_markdown
 from benchmarks.tables import report_markdown
+from engines.quantize.plots import COLOURS, OTHER
 from metro_edge.errors import UserError
 
 Data = dict[str, Any]
@@ -156,8 +157,22 @@ def _roofline_figures(result: Result, name: str) -> list[str]:
 
 
 def _against_figures(result: Result, name: str) -> list[str]:
-    words = "How many times as fast as PyTorch each engine is; line: interval"
-    return [figure_html(f"{name}-engines", words, partial(plot_against, report=plain(result.data)))]
+    data = plain(result.data)
+    words = "How many times as fast as the reference each engine is; line: interval"
+    found = [figure_html(f"{name}-engines", words, partial(plot_against, report=data))]
+    subjects = {
+        entry["title"]: (report.unpack_samples(entry["samples_ms"]), _colour(entry))
+        for entry in data["subjects"].values()
+        if entry["skipped"] is None and entry["samples_ms"] is not None
+    }
+    if subjects:
+        draw = partial(plots.plot_distributions, title=data["network"]["name"], subjects=subjects)
+        found.append(figure_html(f"{name}-calls", "Share of the calls of each engine within a time", draw))
+    return found
+
+
+def _colour(entry: Mapping[str, Any]) -> str:
+    return COLOURS.get(entry["precision"], OTHER) if entry["ours"] else OTHER
 
 
 def _energy_figures(result: Result, name: str) -> list[str]:
@@ -219,7 +234,7 @@ _KINDS = (
         _on_device,
         energy_markdown,
         _energy_figures,
-        _apart_in("settings.protocol", "settings.fps"),
+        _apart_in("settings.protocol", "settings.fps", "device.power_mode"),
     ),
     Kind(
         kernels_report.KIND,

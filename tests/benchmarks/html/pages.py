@@ -8,6 +8,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from benchmarks.energy import SEGMENTS, entry_of
+from tests.benchmarks.conftest import made_report
+from tests.benchmarks.test_energy import frames_of, steady
 from tests.test_layout import ROOT
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -81,6 +84,25 @@ def check_contained(page: Page) -> None:
 def kept(kind: str) -> Path:
     """The newest committed result of a kind, which is real and small."""
     return max(RESULTS.glob(f"{kind}-*.json"))
+
+
+def made_energy() -> dict[str, Any]:
+    """Six seconds of two precisions at steady power and rising heat, as `energy` writes it."""
+
+    def entry(watts: float) -> dict[str, Any]:
+        return entry_of("engine", frames_of([0.1] * 60), [steady(2.0, 2.0)], [steady(watts, 6.0)])
+
+    run = made_report()
+    return {
+        **{key: run[key] for key in ("created", "metro_edge", "bundle", "device", "machine", "intervals")},
+        "schema_version": 1,
+        "kind": "metro-edge energy",
+        "command": "python -m benchmarks energy bundle",
+        "device": run["device"] | {"power_mode": "MAXN"},
+        "settings": {"seconds": 6.0, "idle_seconds": 2.0, "fps": None, "interval_ms": 250, "segments": SEGMENTS}
+        | {"protocol": "made"},
+        "precisions": {"fp32": entry(8.0), "int8": entry(5.0)},
+    }
 
 
 def saved(folder: Path, name: str, data: Any) -> Path:

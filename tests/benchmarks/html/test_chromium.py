@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.html.report import write_html
 from tests.benchmarks.conftest import made_report
-from tests.benchmarks.html.pages import kept, saved
+from tests.benchmarks.html.pages import kept, made_energy, saved
 from tests.metro_edge.video.test_viewer import CHROMIUM, FLAGS
 
 KEPT = ("stages", "load", "kernels", "roofline", "against")
@@ -28,7 +28,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture[:, ::8] = 255
     assert cv2.imwrite(str(folder / "worst.png"), picture)
     run["precisions"]["int8"]["worst"]["picture"] = "worst.png"
-    write_html([saved(folder, "run", run), *(kept(kind) for kind in KEPT)], folder / "report.html")
+    made = [saved(folder, "run", run), saved(folder, "energy", made_energy())]
+    write_html([*made, *(kept(kind) for kind in KEPT)], folder / "report.html")
     return folder / "report.html"
 
 

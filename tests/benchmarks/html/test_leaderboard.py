@@ -11,7 +11,7 @@ from benchmarks.html.leaderboard import leaderboard_html, leaderboard_markdown, 
 from benchmarks.published import PUBLISHED, SUCCESSORS
 from metro_edge.errors import UserError
 from tests.benchmarks.conftest import made_report
-from tests.benchmarks.html.pages import RESULTS, Page, check_contained, saved
+from tests.benchmarks.html.pages import RESULTS, Page, check_contained, made_energy, saved
 
 
 @pytest.fixture
@@ -76,6 +76,14 @@ def test_both_files_are_written(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert "python -m benchmarks publish results" in text.read_text() and capsys.readouterr().err.count("wrote") == 2
     check_contained(Page(page.read_text(encoding="utf-8")))
     assert "<" not in text.read_text() and "](" not in text.read_text() and "&lt;img" in text.read_text()
+
+
+def test_energy_stands_on_it(tmp_path: Path) -> None:
+    saved(tmp_path, "energy", made_energy())
+    text = leaderboard_markdown(read_folder(tmp_path))
+    assert "## Energy and heat" in text
+    assert [(row[4], row[5], row[7]) for row in rows(text)] == [("int8", "told", "5.00"), ("fp32", "told", "8.00")]
+    assert rows(text)[0][8] == "0.5 (0.5 to 0.5)" and rows(text)[0][9] == "0.3"
 
 
 def test_folders_that_are_none(tmp_path: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from benchmarks.html.report import html_of, write_html
 from benchmarks.html.shares import least_shares
 from metro_edge.errors import UserError
 from tests.benchmarks.conftest import made_report, old_report, second_report
-from tests.benchmarks.html.pages import Page, check_contained, kept, saved
+from tests.benchmarks.html.pages import Page, check_contained, kept, made_energy, saved
 
 KEPT = ("stages", "load", "kernels", "roofline", "against")
 HOSTILE = (
@@ -36,13 +36,14 @@ def page_of(*paths: Path, mixed: bool = False) -> Page:
 
 
 def test_a_page_of_every_kind(tmp_path: Path) -> None:
-    paths = [saved(tmp_path, "run", made_report()), *(kept(kind) for kind in KEPT)]
+    paths = [saved(tmp_path, "run", made_report()), saved(tmp_path, "energy", made_energy())]
+    paths += [kept(kind) for kind in KEPT]
     write_html(paths, tmp_path / "report.html", command="python -m benchmarks html all")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     check_contained(page)
     assert text.startswith("<!DOCTYPE html>") and "default-src &#x27;none&#x27;" in text
-    assert page.tags["section"] == 6 and page.tags["article"] == 6 and page.tags["svg"] >= 8
+    assert page.tags["section"] == len(paths) == page.tags["article"] and page.tags["svg"] >= 10
     assert "python -m benchmarks html all" in page.text
     for path in paths:
         data = json.loads(path.read_text())
@@ -124,9 +125,10 @@ def keys_of(value: Any) -> set[str]:
     return set().union(*(keys_of(one) for one in value)) if isinstance(value, list) else set()
 
 
-@pytest.mark.parametrize("kind", ["run", *KEPT])
+@pytest.mark.parametrize("kind", ["run", "energy", *KEPT])
 def test_a_strangers_words_stay_words(tmp_path: Path, kind: str) -> None:
-    data = made_report() if kind == "run" else json.loads(kept(kind).read_text())
+    made = {"run": made_report, "energy": made_energy}
+    data = made[kind]() if kind in made else json.loads(kept(kind).read_text())
     # Names of precisions and libraries are the file's own words, too.
     strange = {"numpy"} if kind == "roofline" else {"numpy", "int8"}  # which knows its precisions
     path = saved(tmp_path, "a", poisoned(data, keys_of(data) - strange))
