@@ -61,7 +61,10 @@ def plot_accuracy_front(path: Path, points: Sequence[Point]) -> None:
             fmt=MARKERS[point.result % len(MARKERS)], color=COLOURS.get(point.precision, OTHER), markersize=7,
             capsize=3, linewidth=1.2, zorder=3,
         )  # fmt: skip
-        axes.annotate(point.label, (point.ms, point.mm), xytext=(8, 6), textcoords="offset points", fontsize=9)
+        # In turns above and below: two precisions of one error may lie side by side.
+        below = points.index(point) % 2
+        axes.annotate(point.label, (point.ms, point.mm), xytext=(8, -14 if below else 6), textcoords="offset points",
+                      fontsize=9)  # fmt: skip
     front = [points[i] for i in not_dominated(points)]
     axes.plot([p.ms for p in front], [p.mm for p in front], color=LINE, linewidth=1, linestyle="--", zorder=2,
               drawstyle="steps-post")  # fmt: skip
