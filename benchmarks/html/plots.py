@@ -172,7 +172,7 @@ def plot_shares(path: Path, shares: Mapping[str, tuple[float, str]]) -> None:
     axes.set_xlim(0, max(112.0, *(112 * share for share, _ in shares.values())))
     axes.set_yticks(range(len(shares)), list(shares), fontsize=9)
     axes.set_ylim(len(shares) - 0.4, -0.6)
-    axes.set_xlabel("predicted least time as a share of the measured time, % (line: nothing left to gain)")
+    axes.set_xlabel("least time, predicted, as a share of the measured one, %")
     save_figure(figure, path)
 
 
