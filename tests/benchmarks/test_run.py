@@ -207,7 +207,7 @@ def test_real_generated_people_on_the_command_line(
     capsys.readouterr()
 
     assert main(["table", str(result)]) == 0
-    assert capsys.readouterr().out == printed.out.removesuffix("\n")
+    assert capsys.readouterr().out == printed.out
     assert main(["run", "anny", "--samples", "9", "--data", str(shards)]) == 2
     assert capsys.readouterr().err == "error: cannot take the first 9 of 3 samples\n"
 
