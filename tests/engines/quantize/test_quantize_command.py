@@ -135,9 +135,10 @@ def test_a_killed_search_goes_on_where_it_was(converted, predicted, tmp_path):
         process.wait()
         assert not (tmp_path / "out").exists()
     subprocess.run(command, check=True, capture_output=True)
+    kept = (predicted / "out-report" / "work" / FILE).read_text()
     keys = [json.loads(line)["key"] for line in results.read_text().splitlines()]
     assert len(keys) == len(set(keys))
-    assert set(keys) == {json.loads(line)["key"] for line in (predicted / "out-report" / "work" / FILE).open()}
+    assert set(keys) == {json.loads(line)["key"] for line in kept.splitlines()}
     assert Bundle.load(tmp_path / "out").onnx_sha256("int8") == Bundle.load(predicted / "out").onnx_sha256("int8")
 
 
