@@ -58,7 +58,7 @@ def test_reference_weights_are_the_same_again_and_of_use():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"metro_edge"}))
 def test_reference_weights_of_every_released_network(name):
     checkpoint = reference_checkpoint(PRESETS[name]())
     size = checkpoint.config.model.image_size
