@@ -43,7 +43,7 @@ from benchmarks.latency import measure_interleaved, ratio, round_ratios, runs_ne
 from benchmarks.networks import Subject, from_bundle, from_preset, noise_images
 from benchmarks.people import FRAME_WH, TEST_SEED, undisturbed
 from benchmarks.report import pack_samples
-from benchmarks.run import VERSIONS, _results_folder
+from benchmarks.run import VERSIONS, results_folder
 from benchmarks.subjects import (
     PROCESSORS,
     REFERENCE,
@@ -133,7 +133,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], str, list[Path]]:
         MissingExtraError: without matplotlib, PyTorch or ONNX.
     """
     subject = load(settings)
-    with _results_folder(settings.output) as folder:
+    with results_folder(settings.output) as folder:
         report = measure(settings, subject, images_of(subject))
         time_words = report["created"].replace("-", "").replace(":", "")
         stem = f"against-{report['network']['name']}-{report['device']['processor'].lower()}-{time_words}"

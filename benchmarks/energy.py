@@ -42,7 +42,7 @@ from benchmarks.common import chosen, shown_path
 from benchmarks.power.choose import open_readers
 from benchmarks.power.reader import Reader
 from benchmarks.power.sampler import Sampler, Series
-from benchmarks.run import VERSIONS, _results_folder
+from benchmarks.run import VERSIONS, results_folder
 from metro_edge import __version__
 from metro_edge.backends import BACKENDS, open_session
 from metro_edge.backends.gpu import first_gpu
@@ -148,7 +148,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], str, list[Path]]:
     precisions = chosen(bundle, settings.precisions)
     with ExitStack() as stack:
         readers = open_readers(stack, settings.readers, settings.backend in GPU_BACKENDS)
-        folder = stack.enter_context(_results_folder(settings.output))
+        folder = stack.enter_context(results_folder(settings.output))
         report = measure(settings, bundle, precisions, readers)
         stem = f"energy-{report['bundle']['name']}-{settings.backend}-"
         stem += report["created"].replace("-", "").replace(":", "")

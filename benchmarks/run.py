@@ -115,7 +115,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], str, tuple[Path, Path]]:
     precisions = chosen_precisions(bundle, settings.precisions)
     with contextlib.ExitStack() as stack:
         sessions = _open_sessions(stack, bundle, precisions, settings)
-        folder = stack.enter_context(_results_folder(settings.output))
+        folder = stack.enter_context(results_folder(settings.output))
         material = load_material(
             bundle, settings.data, settings.samples, settings.seed, settings.rules, settings.smpl, settings.crops
         )
@@ -294,7 +294,7 @@ def _open_sessions(
 
 
 @contextlib.contextmanager
-def _results_folder(path: Path) -> Iterator[Path]:
+def results_folder(path: Path) -> Iterator[Path]:
     """Make the folder before the minutes of measuring; folders that were made for nothing are removed again."""
     made = [p for p in (path, *path.parents) if not p.exists()]
     folder = output_folder(path)
