@@ -13,6 +13,7 @@ VENV_ARGS ?=
 PYTEST_ARGS ?=
 
 VIDEO_TESTS := tests/metro_edge/video tests/metro_edge/cli/test_run_video.py
+LONGEST := tests/engines/test_whole_networks.py tests/engines/test_cpu_speed.py
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
@@ -51,10 +52,12 @@ coverage-cuda: $(DEV)
 	@COVERAGE_RUN=1 $(BIN)/python -m tests.virtual_gpu $(PYTEST_ARGS)
 	@$(BIN)/python -m coverage report --include 'metro_edge/cuda/*,metro_edge/backends/tensorrt.py'
 
+# The conversions of the whole released networks, a third of the time, come last.
 test-slow: $(DEV)
-	@echo "pytest: the slow tests (minutes)"
-	@$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 --ignore tests/training $(PYTEST_ARGS)
+	@echo "pytest: the slow tests (an hour)"
+	@$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 --ignore tests/training $(LONGEST:%=--ignore %) $(PYTEST_ARGS)
 	@$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 tests/training $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 $(LONGEST) $(PYTEST_ARGS)
 
 test-gpu: $(DEV)
 	@$(BIN)/python -m pytest -q -m gpu $(PYTEST_ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +99,11 @@ class StageClock:
             yield
         finally:
             self._ms[stage] = self._ms.get(stage, 0.0) + (self._clock() - began) * 1000.0
+
+    def add(self, stages_ms: Mapping[str, float]) -> None:
+        """Count times that another clock took."""
+        for stage, value in stages_ms.items():
+            self._ms[stage] = self._ms.get(stage, 0.0) + value
 
     def take(self) -> dict[str, float]:
         """Return stage -> milliseconds since the last call, and begin anew."""

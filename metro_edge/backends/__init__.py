@@ -73,11 +73,13 @@ class Session(ABC):
         spec: of the network.
         precision: fp32, fp16, int8 or fp8.
         device: what runs it, in words, such as `onnxruntime 1.23.0 CPUExecutionProvider`.
+        concurrent: whether several threads may call `infer` at once, each with a core of its own.
     """
 
     spec: ModelSpec
     precision: str
     device: str
+    concurrent: bool = False
 
     def infer(self, images: FloatArray) -> Outputs:
         """Run images (N, 3, S, S) float32, normalised RGB; N may be any number, also 0.

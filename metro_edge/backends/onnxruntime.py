@@ -95,6 +95,7 @@ class OnnxRuntimeSession(Session):
         self._name = name
         self._session: Any = session
         self._caller = None if cores is None else cores[:1]
+        self.concurrent = provider == CPU and cores is None
         self._input_dtype = _input_dtype(session, bundle.spec, name)
 
     def _infer(self, images: FloatArray) -> Outputs:

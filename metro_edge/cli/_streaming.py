@@ -57,7 +57,7 @@ def open_stream(args: argparse.Namespace, mesh: bool = True) -> Stream:
     )
     smoother = None if args.no_smoothing else BodySmoother(mesh=mesh)
     try:
-        return Stream(source, estimator, people, smoother, args.camera_matrix)
+        return Stream(source, estimator, people, smoother, args.camera_matrix, args.in_flight)
     except UserError:
         estimator.close()
         raise

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 from metro_edge.spec import CROP_RULES
 
 STREAM_OPTIONS = (
-    "boxes_file", "detector", "detect_every", "start", "end", "stride", "fps", "no_smoothing", "write", "draw",
+    "boxes_file", "detector", "detect_every", "start", "end", "stride", "fps", "no_smoothing", "in_flight",
+    "write", "draw",
 )  # fmt: skip
 
 
@@ -104,6 +105,10 @@ def add_people_options(parser: argparse.ArgumentParser) -> Any:
     group.add_argument("--stride", metavar="N", type=int, default=1, help="take every N-th frame")
     group.add_argument("--fps", metavar="F", type=float, help="rate of a folder of pictures (default: 25)")
     group.add_argument("--no-smoothing", action="store_true", help="leave bodies as the network gives them")
+    group.add_argument(
+        "--in-flight", metavar="N", type=int,
+        help="frames that the network works on at once (default: 2 for files on two cores or more, 1 for live sources)",
+    )  # fmt: skip
     return group
 
 

@@ -50,46 +50,86 @@ class People(ABC):
     def __call__(self, frame: SourceFrame, estimate: Estimate) -> list[Person]:
         """Return the people in the next frame, running the network by `estimate`."""
 
+    def ahead(self, frame: SourceFrame) -> Boxes | None:
+        """Return the boxes (N, 4) to run the network over while frames before this one are still in hand.
+
+        None, as here, if those must be finished first; the frame then goes to `__call__`. Else its bodies come to
+        `taken`, once all frames before it were taken. Raises UserError for boxes that do not fit the frame.
+        """
+        return None
+
+    def taken(self, frame: SourceFrame, boxes: Boxes, bodies: list[Body | None]) -> list[Person] | None:
+        """Return the people in a frame from the bodies (N) that were found in the boxes (N, 4) of `ahead`.
+
+        None if they are of no use: this frame and those in hand behind it go to `__call__`, in their order.
+        """
+        raise NotImplementedError("a way that looks ahead says what it takes")
+
     def again(self) -> People:
         """Return the same way to follow people, who knows nobody yet: for a source that begins again."""
         return self
 
 
-class GivenPeople(People):
+class KnownBoxes(People):
+    """Boxes that are known before the network runs, so that any number of frames may be in hand at once."""
+
+    @abstractmethod
+    def ahead(self, frame: SourceFrame) -> Boxes:
+        """Return the frame's boxes (N, 4)."""
+
+    @abstractmethod
+    def taken(self, frame: SourceFrame, boxes: Boxes, bodies: list[Body | None]) -> list[Person]:
+        """Return the people of those bodies that there are."""
+
+    def __call__(self, frame: SourceFrame, estimate: Estimate) -> list[Person]:
+        """Return a person per box in which somebody is; raises UserError for boxes that do not fit the frame."""
+        boxes = self.ahead(frame)
+        return self.taken(frame, boxes, estimate(boxes))
+
+
+class GivenPeople(KnownBoxes):
     """Boxes from a file or the caller: nothing is searched, frames without boxes have nobody.
 
     Args:
-        table: boxes and, where it has them, identities by frame.
+        table: boxes and, where it has them, identities by frame; boxes without are numbered in their order.
     """
 
     def __init__(self, table: BoxTable) -> None:
         self.table = table
 
-    def __call__(self, frame: SourceFrame, estimate: Estimate) -> list[Person]:
-        """Return a person per box of the table; boxes without identity are numbered in their order."""
-        rows = self.table.of_frame(frame.index)
-        boxes = inside(rows.boxes, frame.image.shape[:2])
-        kept = np.isfinite(boxes).all(axis=1)
-        bodies = estimate(boxes[kept])
-        identities, scores = rows.identities[kept], rows.scores[kept]
-        people = []
-        for body, identity, score in zip(bodies, identities, scores, strict=True):
-            if body is not None:
-                people.append(Person(int(identity), body, float(score), body_box(body)))
-        return people
+    def ahead(self, frame: SourceFrame) -> Boxes:
+        """Return the frame's boxes, without those that do not fit it."""
+        return usable_boxes(self.table, frame)[0]
+
+    def taken(self, frame: SourceFrame, boxes: Boxes, bodies: list[Body | None]) -> list[Person]:
+        """Return the people with the identities and scores of the table."""
+        _, identities, scores = usable_boxes(self.table, frame)
+        found = zip(bodies, identities, scores, strict=True)
+        return [Person(int(i), body, float(score), body_box(body)) for body, i, score in found if body is not None]
 
 
-class FixedPeople(People):
-    """The same boxes in every frame, as for people who keep their place."""
+class FixedPeople(KnownBoxes):
+    """The same boxes in every frame, as for people who keep their place, numbered from 1."""
 
     def __init__(self, boxes: ArrayLike) -> None:
         self.boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
 
-    def __call__(self, frame: SourceFrame, estimate: Estimate) -> list[Person]:
-        """Return a person per box, numbered from 1; raises UserError for boxes that do not fit the frame."""
-        bodies = estimate(check_boxes(self.boxes, frame.image.shape[:2]))
+    def ahead(self, frame: SourceFrame) -> Boxes:
+        """Return the boxes; raises UserError where they do not fit the frame."""
+        return check_boxes(self.boxes, frame.image.shape[:2])
+
+    def taken(self, frame: SourceFrame, boxes: Boxes, bodies: list[Body | None]) -> list[Person]:
+        """Return the people, numbered by their boxes."""
         found = enumerate(bodies, 1)
         return [Person(number, body, 1.0, body_box(body)) for number, body in found if body is not None]
+
+
+def usable_boxes(table: BoxTable, frame: SourceFrame) -> tuple[Boxes, NDArray[np.int64], NDArray[np.float64]]:
+    """Return the boxes (N, 4), identities (N,) and scores (N,) of a frame, without those that do not fit it."""
+    rows = table.of_frame(frame.index)
+    boxes = inside(rows.boxes, frame.image.shape[:2])
+    kept = np.isfinite(boxes).all(axis=1)
+    return boxes[kept], rows.identities[kept], rows.scores[kept]
 
 
 def body_box(body: Body) -> Boxes:

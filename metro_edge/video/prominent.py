@@ -65,17 +65,42 @@ class ProminentPerson(People):
         """Return one that knows nobody yet."""
         return ProminentPerson()
 
+    def ahead(self, frame: SourceFrame) -> Boxes | None:
+        """Return the box of the person as of the last frame taken, with a second one where a check is due."""
+        return self._next_boxes(frame) if self._found else None
+
+    def taken(self, frame: SourceFrame, boxes: Boxes, bodies: list[Body | None]) -> list[Person] | None:
+        """Return the person; None when they are lost."""
+        person = self._judged(frame, boxes, bodies)
+        if person is None:
+            self._search_again()
+            return None
+        self._last = (person.box, frame.time_s)
+        return [person]
+
     def _followed(self, frame: SourceFrame, estimate: Estimate) -> Person | None:
+        boxes = self._next_boxes(frame)
+        return None if boxes is None else self._judged(frame, boxes, estimate(boxes))
+
+    def _next_boxes(self, frame: SourceFrame) -> Boxes | None:
+        """Return the person's box (1, 4), or (2, 4) with that of a check; None where nobody can be."""
         assert self._box is not None
         if not _usable(self._box, frame):
             return None
         self._since_check += 1
-        check = self._since_check >= CHECK_EVERY or (self.disagreement or 0.0) > FOUND_BELOW
-        body = self._asked(self._box, estimate) if check else estimate(self._box[None])[0]
-        if body is None or (check and (self.disagreement or 0.0) > LOST_ABOVE):
+        if self._since_check < CHECK_EVERY and (self.disagreement or 0.0) <= FOUND_BELOW:
+            return self._box[None]
+        self._since_check = 0
+        return np.stack([self._box, _second_crop(self._box)])
+
+    def _judged(self, frame: SourceFrame, boxes: Boxes, bodies: list[Body | None]) -> Person | None:
+        """Return the person in `boxes` and let their box follow them; None if they are lost."""
+        assert self._box is not None
+        body = bodies[0] if len(boxes) == 1 else self._agreed(boxes, bodies)
+        if body is None or (len(boxes) > 1 and (self.disagreement or 0.0) > LOST_ABOVE):
             return None
         box = body_box(body)
-        if overlap(box, self._box)[0, 0] < LEAST_OVERLAP or not _usable(box, frame):
+        if overlap(box, boxes[0])[0, 0] < LEAST_OVERLAP or not _usable(box, frame):
             return None
         self._box = FOLLOW * box + (1.0 - FOLLOW) * self._box
         return self._person(body, box)
@@ -102,11 +127,16 @@ class ProminentPerson(People):
     def _asked(self, box: Boxes, estimate: Estimate) -> Body | None:
         """Return the body in `box`, and note how far it lies from the one in a second crop."""
         self._since_check = 0
-        first, second = estimate(np.stack([box, _second_crop(box)]))
+        boxes = np.stack([box, _second_crop(box)])
+        return self._agreed(boxes, estimate(boxes))
+
+    def _agreed(self, boxes: Boxes, bodies: list[Body | None]) -> Body | None:
+        """Return the first of two bodies, and note how far the second one, of another crop, lies from it."""
+        first, second = bodies
         if first is None or second is None:
             return None
         apart = np.linalg.norm(first.joints_px - second.joints_px, axis=1).mean()
-        self.disagreement = float(apart / max(float(box[2:].max()), 1.0))
+        self.disagreement = float(apart / max(float(boxes[0, 2:].max()), 1.0))
         return first
 
     def _person(self, body: Body, box: Boxes) -> Person:

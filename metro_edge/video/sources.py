@@ -40,6 +40,11 @@ class SourceFrame:
     image: Frame
     focal_px: float | None = None
 
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.image.shape[0], self.image.shape[1]
+
 
 @dataclass(frozen=True)
 class Span:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +23,7 @@ from metro_edge.preprocess import Frame
 from metro_edge.timing import StageClock
 from metro_edge.video.boxes import BoxTable, read_boxes
 from metro_edge.video.camera import Ground
-from metro_edge.video.people import FixedPeople, GivenPeople, People, Person
+from metro_edge.video.people import Boxes, Estimate, FixedPeople, GivenPeople, People, Person
 from metro_edge.video.prominent import ProminentPerson
 from metro_edge.video.reader import Reader
 from metro_edge.video.smoother import BodySmoother
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DETECT_EVERY = 5  # frames
+MOST_IN_FLIGHT = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,7 @@ class FrameResult:
         image: (H, W, 3) uint8 BGR.
         people: who was found, in the order of their identities.
         stages_ms: stage -> milliseconds: `wait` for the decoder, `detect`, `track`, `crop`, `network`, `place`,
-            `smooth`.
+            `smooth`. With several frames in flight those of one run beside those of others.
         dropped: frames of a live source that were left out so far.
         ground: (4, 4) float64 from the camera frame to the ground's, see metro_edge.video.camera.Ground.
     """
@@ -67,6 +70,15 @@ class FrameResult:
         return [person.identity for person in self.people]
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A frame in flight: its boxes, and the bodies and stage times to come."""
+
+    frame: SourceFrame
+    boxes: Boxes
+    answer: Future[tuple[list[Body | None], dict[str, float]]]
+
+
 class Stream:
     """People in a source, frame by frame.
 
@@ -74,12 +86,21 @@ class Stream:
             for frame in stream:
                 print(frame.time_s, frame.identities, [body.joints for body in frame.bodies])
 
+    Args:
+        in_flight: frames that the network works on at once, each in a thread of its own, where the way to follow
+            people can look ahead (People.ahead): boxes that follow someone are then older by as many frames less one.
+            None takes two for files on two cores or more, and one for live sources, which would only come later.
+
     Attributes:
         source: what is read.
         estimator: what runs the network.
         ground: where the floor is, by the bodies so far.
         dropped: frames of a live source that were left out; always 0 for files.
         frames: how many results were given.
+        in_flight: see above.
+
+    Raises:
+        UserError: a camera matrix that is none, or more than one frame in flight on an engine that takes one at a time.
     """
 
     def __init__(
@@ -89,10 +110,12 @@ class Stream:
         people: People,
         smoother: BodySmoother | None = None,
         camera_matrix: ArrayLike | None = None,
+        in_flight: int | None = None,
     ) -> None:
         self.source, self.estimator, self.people, self.smoother = source, estimator, people, smoother
         self.ground, self.dropped, self.frames = Ground(), 0, 0
         self._camera = None if camera_matrix is None else Intrinsics.from_matrix(camera_matrix)
+        self.in_flight = _frames_in_flight(in_flight, source, estimator)
         self._reader: Reader | None = None
         self._stopping = False
 
@@ -102,39 +125,68 @@ class Stream:
         if self._stopping:
             return
         clock = self.people.clock = StageClock()
-        with Reader(self.source) as reader:
+        with Reader(self.source) as reader, ThreadPoolExecutor(self.in_flight, "network") as workers:
             self._reader = reader
+            asked: deque[_Asked] = deque()
             while True:
                 with clock("wait"):
                     frame = reader.next()
                 if frame is None:
-                    return
-                people = self._people(frame, clock)
-                self.dropped = reader.dropped
-                self.frames += 1
-                stages_ms, ground = clock.take(), self.ground.matrix
-                yield FrameResult(
-                    frame.index, frame.time_s, frame.image, tuple(people), stages_ms, self.dropped, ground
-                )
+                    break
+                boxes = self.people.ahead(frame) if self.in_flight > 1 else None
+                if boxes is None:
+                    while asked:
+                        yield from self._oldest(asked, clock)
+                    yield self._result(frame, self.people(frame, self._estimate(frame, clock)), clock)
+                    continue
+                asked.append(_Asked(frame, boxes, workers.submit(self._bodies, frame, boxes)))
+                if len(asked) >= self.in_flight:
+                    yield from self._oldest(asked, clock)
+            while asked:
+                yield from self._oldest(asked, clock)
 
-    def _people(self, frame: SourceFrame, clock: StageClock) -> list[Person]:
-        frame_hw = (frame.image.shape[0], frame.image.shape[1])
+    def _oldest(self, asked: deque[_Asked], clock: StageClock) -> Iterator[FrameResult]:
+        """Give the result of the oldest frame in flight; of all of them, done over, where its boxes were no use."""
+        first = asked.popleft()
+        bodies, stages_ms = first.answer.result()
+        clock.add(stages_ms)
+        people = self.people.taken(first.frame, first.boxes, bodies)
+        if people is not None:
+            yield self._result(first.frame, people, clock)
+            return
+        again = [first.frame, *(one.frame for one in asked)]
+        asked.clear()
+        for frame in again:
+            yield self._result(frame, self.people(frame, self._estimate(frame, clock)), clock)
+
+    def _bodies(self, frame: SourceFrame, boxes: Boxes) -> tuple[list[Body | None], dict[str, float]]:
+        """Run the network in a thread of its own; returns the bodies and the times of the stages."""
+        clock = StageClock()
+        return self._estimate(frame, clock)(boxes), clock.take()
+
+    def _estimate(self, frame: SourceFrame, clock: StageClock) -> Estimate:
         camera = self._camera
         if camera is None:
             focal_px = frame.focal_px if self.estimator.focal_px is None else self.estimator.focal_px
-            camera = Intrinsics.for_frame(frame_hw, focal_px)
-        people = self.people(frame, lambda boxes: self.estimator.found(frame.image, boxes, camera, clock))
+            camera = Intrinsics.for_frame(frame.hw, focal_px)
+        return lambda boxes: self.estimator.found(frame.image, boxes, camera, clock)
+
+    def _result(self, frame: SourceFrame, people: list[Person], clock: StageClock) -> FrameResult:
+        """Return the frame's result: people in the order of their identities, smoothed, on the ground so far."""
         people.sort(key=lambda person: person.identity)
         if self.smoother is not None:
             with clock("smooth"):
-                people = self.smoother(people, frame.time_s, frame_hw)
+                people = self.smoother(people, frame.time_s, frame.hw)
         self.ground.update([person.body for person in people])
-        return people
+        self.dropped = 0 if self._reader is None else self._reader.dropped
+        self.frames += 1
+        stages_ms, ground = clock.take(), self.ground.matrix
+        return FrameResult(frame.index, frame.time_s, frame.image, tuple(people), stages_ms, self.dropped, ground)
 
     def again(self) -> Stream:
         """Return a stream of the same source from its beginning, on the same engine, with nobody known yet."""
         smoother = None if self.smoother is None else BodySmoother(mesh=self.smoother.mesh)
-        stream = Stream(self.source, self.estimator, self.people.again(), smoother)
+        stream = Stream(self.source, self.estimator, self.people.again(), smoother, in_flight=self.in_flight)
         stream._camera = self._camera
         return stream
 
@@ -183,6 +235,7 @@ def stream(
     end_s: float | None = None,
     stride: int = 1,
     fps: float | None = None,
+    in_flight: int | None = None,
 ) -> Stream:
     """Open a source and return its people, frame by frame.
 
@@ -201,6 +254,7 @@ def stream(
         camera_matrix: (3, 3) of the camera, undistorted; comes before `focal_px`.
         start_s, end_s, stride: which frames, see metro_edge.video.sources.Span.
         fps: rate of pictures and frames that have no times; None is 25.
+        in_flight: frames that the network works on at once, see Stream; None is two for files, one for live sources.
 
     Raises:
         UserError: anything of the above that is not usable.
@@ -209,13 +263,34 @@ def stream(
     opened = open_source(source, Span(start_s, end_s, stride), fps)
     threads = stream_threads() if threads is None else threads
     estimator = MeshEstimator.from_bundle(bundle, precision, backend, threads=threads, focal_px=focal_px)
-    return Stream(opened, estimator, people, BodySmoother(mesh=mesh) if smooth else None, camera_matrix)
+    smoother = BodySmoother(mesh=mesh) if smooth else None
+    try:
+        return Stream(opened, estimator, people, smoother, camera_matrix, in_flight)
+    except UserError:
+        estimator.close()
+        raise
 
 
 def stream_threads() -> int:
     """Return the network's threads where none were given: a core is left to decoding, drawing and encoding."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 1)
+    return max(1, _cores() - 1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _frames_in_flight(wanted: int | None, source: Source, estimator: MeshEstimator) -> int:
+    session = estimator.session
+    if wanted is None:
+        return 2 if session.concurrent and not source.live and _cores() > 1 else 1
+    if not 1 <= wanted <= MOST_IN_FLIGHT:
+        raise UserError(f"1 to {MOST_IN_FLIGHT} frames may be in flight, got {wanted}")
+    if wanted > 1 and not session.concurrent:
+        raise UserError(
+            f"{session.device}, as it was opened, runs one frame at a time, not {wanted}: in_flight must be 1"
+        )
+    return wanted
 
 
 def choose_people(boxes: Any, detector: Any, detect_every: int = DETECT_EVERY) -> People:

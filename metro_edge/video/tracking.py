@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_edge.body import Body
 from metro_edge.errors import MissingExtraError, UserError
 from metro_edge.video.boxes import BoxTable
 from metro_edge.video.detector import Detector, OnnxDetector
 from metro_edge.video.people import (
     Boxes,
     Estimate,
+    KnownBoxes,
     People,
     Person,
     body_box,
     inside,
     overlap,
     share_in_frame,
+    usable_boxes,
 )
 from metro_edge.video.sources import SourceFrame
 
@@ -71,22 +74,23 @@ class IdentityTracker:
         return identities
 
 
-class TrackedBoxes(People):
+class TrackedBoxes(KnownBoxes):
     """Boxes from a file that does not say who is who: identities by the tracker."""
 
     def __init__(self, table: BoxTable) -> None:
         self.table = table
         self._tracker = IdentityTracker()
 
-    def __call__(self, frame: SourceFrame, estimate: Estimate) -> list[Person]:
-        """Return a person per box of the table."""
-        rows = self.table.of_frame(frame.index)
-        boxes = inside(rows.boxes, frame.image.shape[:2])
-        kept = np.isfinite(boxes).all(axis=1)
-        boxes, scores = boxes[kept], rows.scores[kept]
+    def ahead(self, frame: SourceFrame) -> Boxes:
+        """Return the frame's boxes, without those that do not fit it."""
+        return usable_boxes(self.table, frame)[0]
+
+    def taken(self, frame: SourceFrame, boxes: Boxes, bodies: list[Body | None]) -> list[Person]:
+        """Return a person per box that the tracker knows."""
+        scores = usable_boxes(self.table, frame)[2]
         with self.clock("track"):
             identities = self._tracker(boxes, scores, frame.time_s)
-        found = zip(estimate(boxes), identities, scores, strict=True)
+        found = zip(bodies, identities, scores, strict=True)
         return [Person(int(i), body, float(s), body_box(body)) for body, i, s in found if body is not None and i > 0]
 
     def again(self) -> TrackedBoxes:
