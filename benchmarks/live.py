@@ -28,15 +28,16 @@ from metro_edge.timing import measure
 from metro_edge.video.detector import Detections
 from metro_edge.video.drawing import Drawer, Style
 from metro_edge.video.encode import VideoEncoder
-from metro_edge.video.people import FixedPeople, People, Person, body_box
+from metro_edge.video.people import FixedPeople, People, Person, body_box, overlap
 from metro_edge.video.prominent import ProminentPerson
 from metro_edge.video.recording import open_sinks, record
 from metro_edge.video.smoother import BodySmoother
-from metro_edge.video.sources import Source, SourceFrame, VideoFile
+from metro_edge.video.sources import Arrays, Source, SourceFrame, VideoFile
 from metro_edge.video.stream import FrameResult, Stream, stream_threads
 
 SIZE_WH = (1280, 720)
 CROWD = (1, 2, 4, 8, 16)
+IN_FLIGHT, ROUNDS = (1, 2), 3
 MIB = 1 << 20
 
 
@@ -69,11 +70,13 @@ def write_720p(path: Path, copies: int = 1) -> Path:
     return path
 
 
-def run_to_json_lines(video: Source, precision: str, people: People, threads: int | None = None) -> tuple[Any, float]:
+def run_to_json_lines(
+    video: Source, precision: str, people: People, threads: int | None = None, in_flight: int | None = None
+) -> tuple[Any, float]:
     """Return the recording of a run into JSON Lines, and its frames a second until the file is finished."""
     with tempfile.TemporaryDirectory() as folder:
         estimator = MeshEstimator.from_bundle(precision=precision, threads=threads or stream_threads())
-        with Stream(video, estimator, people, BodySmoother(mesh=False)) as stream:
+        with Stream(video, estimator, people, BodySmoother(mesh=False), in_flight=in_flight) as stream:
             sinks = open_sinks(["jsonl"], Path(folder), stream, Style())
             began = time.perf_counter()
             done = record(stream, sinks)
@@ -81,14 +84,47 @@ def run_to_json_lines(video: Source, precision: str, people: People, threads: in
 
 
 def speed(folder: Path) -> str:
-    """Frames a second of a 720p file to JSON Lines with one person who is followed, and the times of the stages."""
+    """Frames a second of a 720p file to JSON Lines with one person who is followed, by frames in flight, in turns."""
     video = VideoFile(write_720p(folder / "clip.mp4", copies=5))
-    text = []
+    rows, tables = [], []
     for precision in ("fp32", "int8"):
-        done, fps = run_to_json_lines(video, precision, ProminentPerson())
-        text.append(f"720p file to JSON Lines, one person, {precision}: {fps:.1f} FPS over {done.frames} frames")
-        text.append(done.stage_table())
-    return "\n".join(text)
+        found: dict[int, list[float]] = {count: [] for count in IN_FLIGHT}
+        for _ in range(ROUNDS):
+            for count in IN_FLIGHT:
+                done, fps = run_to_json_lines(video, precision, ProminentPerson(), in_flight=count)
+                found[count].append(fps)
+        for count, rates in found.items():
+            gains = np.array(rates) / found[IN_FLIGHT[0]]
+            cells = [f"{np.median(rates):.1f}", f"{min(rates):.1f} to {max(rates):.1f}", f"{np.median(gains):.2f}"]
+            rows.append([precision, str(count), *cells])
+        tables.append(f"{precision}, {IN_FLIGHT[-1]} in flight:\n{done.stage_table()}")
+    head = ("720p file to JSON Lines, one person", "frames in flight", "FPS", f"of {ROUNDS} rounds", "ratio")
+    return "\n".join([text_table(head, rows), *tables])
+
+
+def flight(_: Path) -> str:
+    """What older boxes do to a person who is followed without a detector: walkers alone, by frames in flight."""
+    rows = []
+    for count in (*IN_FLIGHT, 3):
+        parts, matches, missed = [], [], 0
+        for frames in scenes(alone=True).values():
+            estimator = MeshEstimator.from_bundle(precision="int8", threads=1)
+            source = Arrays([frame.image for frame in frames])
+            with Stream(source, estimator, ProminentPerson(), in_flight=count) as stream:
+                results = list(stream)
+            walk = []
+            for number, (frame, result) in enumerate(zip(frames, results, strict=True)):
+                if len(frame.identities) and not result.people:
+                    missed += 1
+                elif len(frame.identities):
+                    walk.append((number, (result.people[0].body, frame.joints[0])))
+                    matches.append(float(overlap(result.people[0].box, frame.boxes[0])[0, 0]))
+            parts += [_errors(part, smooth=True) for part in unbroken(walk)]
+        means = np.average([part[:3] for part in parts], axis=0, weights=[part[3] for part in parts])
+        cells = (f"{means[2]:.1f}", f"{means[0]:.1f}", f"{np.mean(matches):.3f}", str(missed))
+        rows.append([str(count), *cells])
+    head = ("frames in flight", "MPJPE mm", "acceleration error mm/frame^2", "overlap with the true box", "not found")
+    return text_table(head, rows)
 
 
 def people(folder: Path) -> str:

@@ -51,13 +51,13 @@ class Walk:
     predicted: dict[str, Floats]
 
 
-def scenes(folder: Path = SCENES_FOLDER) -> dict[str, list[SceneFrame]]:
-    """Return the frames of training.data.scenes by scene, rendered once into `folder`."""
-    from training.data.scenes import SCENES, SceneFrame, render_scene
+def scenes(folder: Path = SCENES_FOLDER, alone: bool = False) -> dict[str, list[SceneFrame]]:
+    """Return the frames of training.data.scenes by scene, rendered once into `folder`: of several people, or of one."""
+    from training.data.scenes import ALONE, SCENES, SceneFrame, render_scene
 
     folder.mkdir(parents=True, exist_ok=True)
     result = {}
-    for name, walkers in tqdm(SCENES.items(), desc="scenes", unit="scene", leave=False):
+    for name, walkers in tqdm((ALONE if alone else SCENES).items(), desc="scenes", unit="scene", leave=False):
         path = folder / f"{name}.npz"
         if not path.exists():
             rendered = render_scene(walkers, round(FPS * max(walker.to_s for walker in walkers)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from metro_edge.errors import UserError
 
-PARTS = ("speed", "people", "memory", "drawing", "identities", "smoothing")
+PARTS = ("speed", "flight", "people", "memory", "drawing", "identities", "smoothing")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -15,8 +15,8 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "live",
         help="speed, memory, identities and jitter of the live pipeline",
-        description="Measure the live pipeline on generated clips with the shipped bundle and print tables. Identities "
-        "and smoothing render their scenes first (minutes, once).",
+        description="Measure the live pipeline on generated clips with the shipped bundle and print tables. Flight, "
+        "identities and smoothing render their scenes first (minutes, once).",
     )
     parser.add_argument("parts", metavar="PART", nargs="*", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--frames", metavar="N", type=int, default=3000, help="of the memory's run (default: 3000)")

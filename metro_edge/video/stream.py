@@ -72,10 +72,11 @@ class FrameResult:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """A frame in flight: its boxes, and the bodies and stage times to come."""
+    """A frame in flight: its boxes, the stage times until it was asked for, and bodies and stage times to come."""
 
     frame: SourceFrame
     boxes: Boxes
+    before_ms: dict[str, float]
     answer: Future[tuple[list[Body | None], dict[str, float]]]
 
 
@@ -139,7 +140,8 @@ class Stream:
                         yield from self._oldest(asked, clock)
                     yield self._result(frame, self.people(frame, self._estimate(frame, clock)), clock)
                     continue
-                asked.append(_Asked(frame, boxes, workers.submit(self._bodies, frame, boxes)))
+                answer = workers.submit(self._bodies, frame, boxes)
+                asked.append(_Asked(frame, boxes, clock.take(), answer))
                 if len(asked) >= self.in_flight:
                     yield from self._oldest(asked, clock)
             while asked:
@@ -149,15 +151,17 @@ class Stream:
         """Give the result of the oldest frame in flight; of all of them, done over, where its boxes were no use."""
         first = asked.popleft()
         bodies, stages_ms = first.answer.result()
-        clock.add(stages_ms)
         people = self.people.taken(first.frame, first.boxes, bodies)
         if people is not None:
+            clock.add(first.before_ms)
+            clock.add(stages_ms)
             yield self._result(first.frame, people, clock)
             return
-        again = [first.frame, *(one.frame for one in asked)]
+        again = [first, *asked]
         asked.clear()
-        for frame in again:
-            yield self._result(frame, self.people(frame, self._estimate(frame, clock)), clock)
+        for one in again:
+            clock.add(one.before_ms)
+            yield self._result(one.frame, self.people(one.frame, self._estimate(one.frame, clock)), clock)
 
     def _bodies(self, frame: SourceFrame, boxes: Boxes) -> tuple[list[Body | None], dict[str, float]]:
         """Run the network in a thread of its own; returns the bodies and the times of the stages."""

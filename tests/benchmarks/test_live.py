@@ -10,6 +10,7 @@ from metro_edge.estimator import MeshEstimator
 from metro_edge.video.people import FixedPeople
 from metro_edge.video.sources import VideoFile
 from metro_edge.video.tracking import DetectedPeople
+from tests.metro_edge.video.clips import write_clip
 from training.data.scenes import SceneFrame
 
 
@@ -29,6 +30,31 @@ def test_the_clip_is_720p_and_loops_with_times_that_go_on(video):
 def test_a_run_gives_its_speed_and_stages(video):
     done, fps = live.run_to_json_lines(live.Looped(video, 8), "int8", FixedPeople([[200, 100, 300, 500]]), threads=1)
     assert done.frames == 8 and fps > 0.5 and "network" in done.stage_table()
+
+
+def test_speed_is_a_ratio_to_one_frame_in_flight(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "ROUNDS", 1)
+    monkeypatch.setattr(live, "write_720p", lambda path, copies: write_clip(path, 6))
+    text = live.speed(tmp_path)
+    rows = [line.split() for line in text.splitlines() if line.startswith(("fp32 ", "int8 "))]
+    assert [(row[0], row[1]) for row in rows] == [("fp32", "1"), ("fp32", "2"), ("int8", "1"), ("int8", "2")]
+    assert rows[0][-1] == "1.00" and float(rows[1][-1]) == pytest.approx(
+        float(rows[1][2]) / float(rows[0][2]), abs=0.02
+    )
+    assert "int8, 2 in flight:" in text and "network" in text
+
+
+def test_flight_scores_people_by_frames_in_flight(monkeypatch):
+    assets = DemoAssets.load()
+    frames = [
+        SceneFrame(image, np.array([1]), box[None].astype(float), np.zeros((1, 14, 3)))
+        for image, box in zip(assets.clip[:25], assets.boxes, strict=False)
+    ]
+    asked = []
+    monkeypatch.setattr(live, "scenes", lambda alone: asked.append(alone) or {"clip": frames})
+    rows = [line.split() for line in live.flight(None).splitlines()[2:]]
+    assert asked == [True] * 3 and [row[0] for row in rows] == ["1", "2", "3"]
+    assert all(0.6 < float(row[3]) < 1 and int(row[4]) <= 2 for row in rows)
 
 
 def test_memory_names_frames_growth_and_drops(tmp_path):

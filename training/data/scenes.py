@@ -87,6 +87,13 @@ SCENES: dict[str, tuple[Walker, ...]] = {
     ),
 }
 
+# One person, for what follows them without a detector.
+ALONE: dict[str, tuple[Walker, ...]] = {
+    "alone, strolling": (Walker(1, (-1.6, 4.6), (1.6, 4.4), 0.0, 4.0, 13),),
+    "alone, hurrying": (Walker(1, (2.0, 4.8), (-2.0, 4.9), 0.0, 2.4, 14),),
+    "alone, coming": (Walker(1, (0.8, 7.5), (-0.3, 3.4), 0.0, 4.0, 15),),
+}
+
 
 def render_scene(
     walkers: Sequence[Walker], frames: int, fps: float = 25.0, size_wh: tuple[int, int] = (640, 360), seed: int = 1

@@ -69,6 +69,14 @@ def test_options_of_time_and_smoothing(shared_bundle, tmp_path):
     assert frames[0]["people"][0]["focal_px"] == 99
 
 
+def test_frames_in_flight_give_the_same_files(shared_bundle, tmp_path):
+    clip = write_clip(tmp_path / "a.mp4", 9)
+    for count in ("1", "3"):
+        options = ("--in-flight", count, "--write", "jsonl", "-o", tmp_path / count)
+        assert run(shared_bundle, clip, *WHOLE, *options) == 0
+    assert lines(tmp_path / "1" / "a.jsonl") == lines(tmp_path / "3" / "a.jsonl")
+
+
 def test_a_camera_matrix_goes_for_all_frames(shared_bundle, tmp_path):
     clip = write_clip(tmp_path / "a.mp4", 3)
     options = ("--camera-matrix", "90,90,30,20", "--write", "jsonl")
@@ -114,6 +122,8 @@ def bad_cases(tmp_path: Path) -> dict[str, tuple[list[object], str]]:
         "detector": ([clip, "--detector", tmp_path / "bad.onnx"], "bad.onnx"),
         "camera matrix": ([clip, *WHOLE, "--camera-matrix", "90,190,30,20"], "two alike positive focal lengths"),
         "stride": ([clip, "--stride", "0"], "stride must be at least 1"),
+        "in flight": ([clip, "--in-flight", "17"], "1 to 16 frames may be in flight, got 17"),
+        "one at a time": ([clip, "--in-flight", "2", "--affinity", "0"], "runs one frame at a time, not 2"),
         "span": ([clip, "--start", "2", "--end", "1"], "later than start"),
         "picture option": ([clip, "--side-by-side"], "--side-by-side goes with pictures"),
         "box outside": ([clip, "--box", "900,0,9,9"], "outside the 64 x 48 px frame"),
