@@ -38,12 +38,11 @@ from tqdm import tqdm
 
 from benchmarks.against_report import KIND, SCHEMA_VERSION, against_markdown, plot_against
 from benchmarks.bootstrap import LEVEL, RESAMPLES, SEED, interval, median, p95
-from benchmarks.common import shown_path
+from benchmarks.common import VERSIONS, results_folder, shown_path
 from benchmarks.latency import measure_interleaved, ratio, round_ratios, runs_needed, whole_rounds
 from benchmarks.networks import Subject, from_bundle, from_preset, noise_images
 from benchmarks.people import FRAME_WH, TEST_SEED, undisturbed
 from benchmarks.report import pack_samples
-from benchmarks.run import VERSIONS, results_folder
 from benchmarks.subjects import (
     PROCESSORS,
     REFERENCE,

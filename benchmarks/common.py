@@ -1,8 +1,9 @@
-"""What the results of `stages` and `load` share: their head, their command line, and how their files are written."""
+"""What the results of several commands share: their head, their command line, and how their files are written."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -11,12 +12,24 @@ from typing import Any
 
 import cv2
 
-from benchmarks.run import VERSIONS, chosen_precisions, processor_of
 from metro_edge import __version__
+from metro_edge.backends.gpu import first_gpu
 from metro_edge.bundle import Bundle
 from metro_edge.errors import UserError
 from metro_edge.files import json_bytes, output_folder, replacing
-from metro_edge.machine import describe_machine
+from metro_edge.machine import LIBRARIES, cpu_model, describe_machine
+
+REFERENCE = "fp32"
+VERSIONS = (*LIBRARIES, "onnx", "torch", "anny")
+
+
+def chosen_precisions(bundle: Bundle, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return what is measured, the reference first; raises UserError for one that the bundle lacks."""
+    for precision in wanted:
+        if precision not in bundle.precisions:
+            raise UserError(f"bundle {bundle.path} has no {precision} network; it has {', '.join(bundle.precisions)}")
+    chosen = set(wanted or bundle.precisions) | {REFERENCE}
+    return tuple(p for p in bundle.precisions if p in chosen)
 
 
 def chosen(bundle: Bundle, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -46,10 +59,7 @@ def header(
     Raises:
         UserError: engines that differ, or whose processor is not known: nothing is labelled by a guess.
     """
-    names = set(engines.values())
-    if len(names) != 1:
-        raise UserError(f"the precisions run on different engines: {', '.join(sorted(names))}")
-    engine = names.pop()
+    engine = engine_words(engines)
     processor, name = processor_of(engine)
     return {
         "schema_version": schema_version,
@@ -71,6 +81,32 @@ def header(
         },
         "machine": describe_machine(VERSIONS),
     }
+
+
+def engine_words(engines: Mapping[str, str]) -> str:
+    """Return one engine in words, of those of several precisions, with what holds of some of them alone.
+
+    Raises UserError for engines that differ in more than a remark behind a comma.
+    """
+    names = {precision: words.partition(", ")[::2] for precision, words in engines.items()}
+    bases = {base for base, _ in names.values()}
+    if len(bases) != 1:
+        raise UserError(f"the precisions run on different engines: {', '.join(sorted(bases))}")
+    remarks = list(dict.fromkeys(remark for _, remark in names.values() if remark))
+    return "; ".join([*bases, *remarks])
+
+
+def processor_of(engine: str) -> tuple[str, str]:
+    """Return `CPU` or `GPU` and its name for an engine as sessions describe it.
+
+    Raises UserError when it is not known: a latency without its processor is never printed.
+    """
+    if "CPUExecutionProvider" in engine or re.fullmatch(r"openvino \S+ CPU(;.*)?", engine):
+        return "CPU", cpu_model()
+    gpu = first_gpu()
+    if gpu is not None and any(word in engine.lower() for word in ("cuda", "tensorrt")):
+        return "GPU", gpu.name
+    raise UserError(f"cannot tell which processor {engine!r} runs on, so its latency cannot be labelled")
 
 
 def command_line(command: str, bundle: Path, given: Sequence[tuple[str, Any, Any]]) -> str:
@@ -104,6 +140,20 @@ def opencv_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
+
+
+@contextlib.contextmanager
+def results_folder(path: Path) -> Iterator[Path]:
+    """Make the folder before the minutes of measuring; folders that were made for nothing are removed again."""
+    made = [p for p in (path, *path.parents) if not p.exists()]
+    folder = output_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        for empty in made:
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+        raise
 
 
 def write_all(

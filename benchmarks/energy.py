@@ -27,7 +27,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,20 +37,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.bootstrap import LEVEL, RESAMPLES, SEED, interval
-from benchmarks.common import chosen, shown_path
+from benchmarks.common import chosen, header, results_folder, shown_path
 from benchmarks.power.choose import open_readers
 from benchmarks.power.reader import Reader
 from benchmarks.power.sampler import Sampler, Series
-from benchmarks.run import VERSIONS, results_folder
-from metro_edge import __version__
 from metro_edge.backends import BACKENDS, open_session
-from metro_edge.backends.gpu import first_gpu
 from metro_edge.bundle import Bundle
 from metro_edge.demo import DemoAssets
 from metro_edge.errors import UserError
 from metro_edge.estimator import MeshEstimator
 from metro_edge.files import json_bytes, write_bytes
-from metro_edge.machine import cpu_model, describe_machine, power_mode
+from metro_edge.machine import power_mode
 from metro_edge.spec import check_precision
 
 SCHEMA_VERSION = 1
@@ -165,27 +161,11 @@ def run(settings: Settings) -> tuple[dict[str, Any], str, list[Path]]:
 def measure(settings: Settings, bundle: Bundle, precisions: Sequence[str], readers: Sequence[Reader]) -> dict[str, Any]:
     """Run every precision for a while; returns the report, see the module."""
     entries = {precision: _measure_precision(settings, bundle, precision, readers) for precision in precisions}
-    on_gpu = settings.backend in GPU_BACKENDS
-    gpu = first_gpu() if on_gpu else None
+    engines = {precision: entry["engine"] for precision, entry in entries.items()}
+    head = header(KIND, SCHEMA_VERSION, bundle, settings.backend, settings.threads, engines, settings.command)
+    head["device"]["power_mode"] = power_mode()
     return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": KIND,
-        "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": settings.command,
-        "metro_edge": __version__,
-        "bundle": {
-            "name": bundle.spec.name,
-            "checkpoint": bundle.passport["checkpoint"],
-            "onnx_sha256": {precision: bundle.onnx_sha256(precision) for precision in precisions},
-        },
-        "device": {
-            "processor": "GPU" if on_gpu else "CPU",
-            "name": gpu.name if gpu else cpu_model(),
-            "backend": settings.backend,
-            "threads": settings.threads,
-            "power_mode": power_mode(),
-        },
-        "machine": describe_machine(VERSIONS),
+        **head,
         "settings": {
             "seconds": settings.seconds,
             "idle_seconds": settings.idle_seconds,

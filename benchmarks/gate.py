@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.common import REFERENCE
 from benchmarks.markdown import markdown_table
 from benchmarks.report import STAGES
 from metro_edge.errors import UserError
 
-REFERENCE = "fp32"
 EXIT_BEYOND = 1
 HEADER = ("precision", "figure", "measured", "budget", "verdict")
 

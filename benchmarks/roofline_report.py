@@ -20,7 +20,7 @@ DEVICE_HEADER = (
 
 
 def roofline_markdown(report: Mapping[str, Any], picture: str) -> str:
-    """Return the tables of a roofline, with a link to its picture."""
+    """Return the tables of a roofline, with a link to its picture when that has a name."""
     bundle, total, batch = report["bundle"], report["total"], report["batch"]
     images = "1 image" if batch == 1 else f"{batch} images"
     moved = ", ".join(f"{precision} {value / 1e6:.1f} MB" for precision, value in total["bytes"].items())
@@ -45,7 +45,8 @@ def roofline_markdown(report: Mapping[str, Any], picture: str) -> str:
         f"- Again: `{report['command']}`",
     ]
     sources = [f"- {entry['title']}: {entry['source']}" for entry in report["devices"].values()]
-    parts = [title, head, _device_table(report), "\n".join(notes), f"![Roofline, least time per device]({picture})"]
+    parts = [title, head, _device_table(report), "\n".join(notes)]
+    parts += [f"![Roofline, least time per device]({picture})"] if picture else []
     parts += [f"## The {min(SHOWN_LAYERS, len(report['layers']))} layers with the most multiply-adds"]
     parts += [_layer_table(report), "All layers are in the JSON file.", "## Sources of the peaks", "\n".join(sources)]
     return "\n\n".join(parts) + "\n"

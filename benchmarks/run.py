@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,22 @@ import cv2
 from benchmarks import crops, motion
 from benchmarks.accuracy import Accuracy, measure_accuracy
 from benchmarks.bootstrap import LEVEL, RESAMPLES, SEED, interval, median, p95
+from benchmarks.common import REFERENCE, chosen_precisions, header, results_folder, shown_path
 from benchmarks.details import REPROJECTION_PROTOCOL
 from benchmarks.latency import BLOCK, check_runs, measure_interleaved, ratio, round_ratios, whole_rounds
 from benchmarks.people import FRAME_WH, GENERATED, TEST_SEED, Material, load_material, undisturbed
 from benchmarks.pictures import png_bytes, worst_entry, worst_picture
 from benchmarks.report import KIND, SCHEMA_VERSION, STAGES, latency_entry, pack_samples, write_report
 from benchmarks.tables import report_markdown
-from metro_edge import __version__
 from metro_edge.backends import BACKENDS, Session, open_session
-from metro_edge.backends.gpu import first_gpu
 from metro_edge.bundle import Bundle
 from metro_edge.errors import UserError
 from metro_edge.estimator import MeshEstimator
-from metro_edge.files import output_folder
-from metro_edge.machine import LIBRARIES, cpu_model, describe_machine
 from metro_edge.metrics import AUC_THRESHOLDS_M, PCK_THRESHOLD_M
 from metro_edge.preprocess import network_input
 from metro_edge.spec import check_precision
 from metro_edge.timing import Latency
 
-REFERENCE = "fp32"
-VERSIONS = (*LIBRARIES, "onnx", "torch", "anny")
 LATENCY_PROTOCOL = (
     "Network: one normalised image to camera, joints and vertices on the host. Frame to body: crop, normalisation, "
     f"network and placement of one person in a {FRAME_WH[0]}x{FRAME_WH[1]} frame in memory, without decoding and "
@@ -93,13 +87,13 @@ class Settings:
     @property
     def command(self) -> str:
         """The command that gives the result again, without paths of this machine outside the working folder."""
-        words = ["python", "-m", "benchmarks", "run", shown(self.bundle), "--samples", str(self.samples)]
+        words = ["python", "-m", "benchmarks", "run", shown_path(self.bundle), "--samples", str(self.samples)]
         words += ["--precision", *self.precisions] if self.precisions else []
         words += ["--backend", self.backend, "--runs", str(self.runs), "--seed", str(self.seed)]
         words += ["--threads", str(self.threads)] if self.threads is not None else []
-        words += ["--data", shown(Path(self.data))] if self.data != GENERATED else []
+        words += ["--data", shown_path(Path(self.data))] if self.data != GENERATED else []
         words += ["--protocol", self.rules] if self.rules else []
-        words += ["--smpl", shown(Path(self.smpl))] if self.smpl else []
+        words += ["--smpl", shown_path(Path(self.smpl))] if self.smpl else []
         words += [word for word, kept in (("--no-motion", self.motion), ("--no-crops", self.crops)) if not kept]
         return shlex.join(words)
 
@@ -127,49 +121,21 @@ def run(settings: Settings) -> tuple[dict[str, Any], str, tuple[Path, Path]]:
     return report, markdown, paths
 
 
-def chosen_precisions(bundle: Bundle, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return what is measured, the reference first; raises UserError for one that the bundle lacks."""
-    for precision in wanted:
-        if precision not in bundle.precisions:
-            raise UserError(f"bundle {bundle.path} has no {precision} network; it has {', '.join(bundle.precisions)}")
-    chosen = set(wanted or bundle.precisions) | {REFERENCE}
-    return tuple(p for p in bundle.precisions if p in chosen)
-
-
 def measure(settings: Settings, bundle: Bundle, sessions: dict[str, Session], material: Material) -> dict[str, Any]:
     """Measure accuracy, motion and crops, then latency, of open sessions; returns the report (benchmarks.report).
 
     Raises UserError.
     """
-    engines = {session.device for session in sessions.values()}
-    if len(engines) != 1:
-        raise UserError(f"the precisions run on different engines: {', '.join(sorted(engines))}")
-    engine = engines.pop()
-    processor, name = processor_of(engine)
+    engines = {precision: session.device for precision, session in sessions.items()}
+    # First, as it refuses what it cannot label.
+    head = header(KIND, SCHEMA_VERSION, bundle, settings.backend, settings.threads, engines, settings.command)
     reference = REFERENCE if REFERENCE in sessions else None
     accuracy = measure_accuracy(sessions, material.people, bundle.template, reference, rules=material.rules)
     moving = _measure_motion(sessions, bundle) if settings.motion else (None, {})
     varied = _measure_crops(sessions, bundle, material) if material.frames is not None else (None, {})
     latency = measure_latency(sessions, bundle, material, settings.runs, settings.threads)
     return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": KIND,
-        "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": settings.command,
-        "metro_edge": __version__,
-        "bundle": {
-            "name": bundle.spec.name,
-            "checkpoint": bundle.passport["checkpoint"],
-            "onnx_sha256": {precision: bundle.onnx_sha256(precision) for precision in sessions},
-        },
-        "device": {
-            "processor": processor,
-            "name": name,
-            "backend": settings.backend,
-            "engine": engine,
-            "threads": settings.threads,
-        },
-        "machine": describe_machine(VERSIONS),
+        **head,
         "latency": {
             "frame_wh": list(FRAME_WH),
             "people": 1,
@@ -270,19 +236,6 @@ def measure_latency(
         cv2.setNumThreads(before)
 
 
-def processor_of(engine: str) -> tuple[str, str]:
-    """Return `CPU` or `GPU` and its name for an engine as sessions describe it.
-
-    Raises UserError when it is not known: a latency without its processor is never printed.
-    """
-    if "CPUExecutionProvider" in engine:
-        return "CPU", cpu_model()
-    gpu = first_gpu()
-    if gpu is not None and any(word in engine.lower() for word in ("cuda", "tensorrt")):
-        return "GPU", gpu.name
-    raise UserError(f"cannot tell which processor {engine!r} runs on, so its latency cannot be labelled")
-
-
 def _open_sessions(
     stack: contextlib.ExitStack, bundle: Bundle, precisions: Sequence[str], settings: Settings
 ) -> dict[str, Session]:
@@ -291,20 +244,6 @@ def _open_sessions(
         precision: stack.enter_context(open_session(bundle, precision, settings.backend, **options))
         for precision in precisions
     }
-
-
-@contextlib.contextmanager
-def results_folder(path: Path) -> Iterator[Path]:
-    """Make the folder before the minutes of measuring; folders that were made for nothing are removed again."""
-    made = [p for p in (path, *path.parents) if not p.exists()]
-    folder = output_folder(path)
-    try:
-        yield folder
-    except BaseException:
-        for empty in made:
-            with contextlib.suppress(OSError):
-                empty.rmdir()
-        raise
 
 
 def _entry(
@@ -343,10 +282,3 @@ def _stem(report: dict[str, Any]) -> str:
     time = report["created"].replace("-", "").replace(":", "")
     device = report["device"]
     return f"{name}-{device['backend']}-{device['processor'].lower()}-{time}"
-
-
-def shown(path: Path) -> str:
-    """Return a path relative to the working folder, or its name alone when it lies elsewhere."""
-    with contextlib.suppress(ValueError):
-        return path.resolve().relative_to(Path.cwd()).as_posix()
-    return path.name

@@ -31,7 +31,7 @@ def said(markdown: str, paths: Iterable[Path]) -> int:
 
 
 def shown_paths(paths: Iterable[Path]) -> list[str]:
-    """Return paths as a command line shows them that gives a result again; see benchmarks.run.shown."""
-    from benchmarks.run import shown
+    """Return paths as a command line shows them that gives a result again; see benchmarks.common.shown_path."""
+    from benchmarks.common import shown_path
 
-    return [shown(path) for path in paths]
+    return [shown_path(path) for path in paths]

@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from benchmarks.kinds import saved_markdown
+    from benchmarks.html.kinds import saved_markdown
     from benchmarks.tables import insert_into_readme
 
     markdown = saved_markdown(args.result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +40,7 @@ class Kind:
         about: what the section shows, in a sentence.
         versions: schemas that are read.
         name: of what was measured, and on what.
-        markdown: tables and notes of a result.
+        markdown: tables and notes of a result, with a link to the picture of that name unless it is empty.
         figures: of a result; the text begins their names.
         apart: what forbids to read two results as one measurement, in words; empty for comparable ones.
         prediction: whether its figures are predicted.
@@ -50,7 +51,7 @@ class Kind:
     about: str
     versions: tuple[int, ...]
     name: Callable[[Data], str]
-    markdown: Callable[[Data], str]
+    markdown: Callable[[Data, str], str]
     figures: Callable[[Result, str], list[str]]
     apart: Callable[[Data, Data], list[str]]
     prediction: bool = False
@@ -64,7 +65,9 @@ class Kind:
         """Raise UserError unless the result is complete enough for its tables."""
         if self.kind == report.KIND:
             report.read_report(result.path)  # says what is missing
-        guarded(result, lambda: (self.name(result.data), self.markdown(result.data), self.apart(*2 * [result.data])))
+        guarded(
+            result, lambda: (self.name(result.data), self.markdown(result.data, ""), self.apart(*2 * [result.data]))
+        )
 
 
 def guarded(result: Result, make: Callable[[], Any]) -> Any:
@@ -192,7 +195,7 @@ _KINDS = (
         "Latency and accuracy of every precision of a bundle, measured in one run.",
         report.READABLE,
         _on_device,
-        partial(report_markdown, published=False),
+        lambda data, _: report_markdown(data, published=False),
         _run_figures,
         _runs_apart,
     ),
@@ -242,7 +245,7 @@ _KINDS = (
         "Time of each CUDA kernel on a GPU, beside its twin on the CPU.",
         (kernels_report.SCHEMA_VERSION,),
         lambda data: f"{data['device']}",
-        kernels_report.kernels_markdown,
+        lambda data, _: kernels_report.kernels_markdown(data),
         _kernels_figures,
         lambda a, b: [],
     ),
@@ -252,10 +255,27 @@ _KINDS = (
         "The least time that the peaks of devices allow. The network was not timed; none of these figures is measured.",
         (roofline.SCHEMA_VERSION,),
         lambda data: f"{data['bundle']['name']}, batch {data['batch']}",
-        partial(roofline_markdown, picture=""),
+        roofline_markdown,
         _roofline_figures,
         _apart_in("assumptions"),
         prediction=True,
     ),
 )
 KINDS: Mapping[str, Kind] = MappingProxyType({entry.kind: entry for entry in _KINDS})
+
+
+def saved_markdown(path: str | os.PathLike[str], details: bool = True) -> str:
+    """Return the Markdown of a saved result of any kind, with a link to the picture that lies beside it.
+
+    Without `details`, that of `run` is its first table alone, as a README wants it.
+
+    Raises:
+        UserError: a file that is missing, none of these, incomplete or of another schema.
+    """
+    from benchmarks.html.reading import read_result
+
+    result = read_result(Path(path))
+    if result.kind == RUN:
+        return report_markdown(result.data, details)
+    picture = result.path.with_suffix(".png")
+    return KINDS[result.kind].markdown(result.data, picture.name if picture.exists() else "")

@@ -89,7 +89,7 @@ def _section(kind: Kind, results: list[Result], mixed: bool) -> Section:
 def _article(kind: Kind, result: Result, number: int, count: int) -> Section:
     """Return the part of one result: facts of the file, its first table, how it was measured, figures, other tables."""
     anchor = f"{kind.slug}-{number}"
-    blocks = to_blocks(kind.markdown(result.data), level=4)
+    blocks = to_blocks(kind.markdown(result.data, ""), level=4)
     table = next((i for i, block in enumerate(blocks) if block.kind == "table"), len(blocks) - 1)
     # How it was measured is the first list; elsewhere it may stand below all tables, here it stands by the numbers.
     rest = blocks[table + 1 :]

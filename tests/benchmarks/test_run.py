@@ -12,11 +12,13 @@ import numpy as np
 import onnx
 import pytest
 
+import benchmarks.common
 import benchmarks.run
 from benchmarks.__main__ import main
+from benchmarks.common import chosen_precisions, engine_words, processor_of
 from benchmarks.people import Material, check_held_out, load_material
 from benchmarks.report import read_report
-from benchmarks.run import Settings, chosen_precisions, measure, processor_of, run
+from benchmarks.run import Settings, measure, run
 from metro_edge.backends import open_session
 from metro_edge.backends.gpu import Gpu
 from metro_edge.bundle import Bundle, write_bundle
@@ -117,14 +119,23 @@ def test_nan_leaves_nothing_behind(
 
 
 def test_the_label_says_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processor_of("onnxruntime 1.23 CPUExecutionProvider") == ("CPU", cpu_model())
-    monkeypatch.setattr(benchmarks.run, "first_gpu", lambda: None)
+    for engine in ("onnxruntime 1.23 CPUExecutionProvider", "openvino 2026.4.1 CPU", "openvino 2026.4.1 CPU; odd"):
+        assert processor_of(engine) == ("CPU", cpu_model())
+    monkeypatch.setattr(benchmarks.common, "first_gpu", lambda: None)
     with pytest.raises(UserError, match="cannot tell which processor 'onnxruntime 1.23 CUDAExecutionProvider'"):
         processor_of("onnxruntime 1.23 CUDAExecutionProvider")
-    monkeypatch.setattr(benchmarks.run, "first_gpu", lambda: Gpu("Orin", "8.7"))
+    monkeypatch.setattr(benchmarks.common, "first_gpu", lambda: Gpu("Orin", "8.7"))
     assert processor_of("tensorrt 10.3 FP16 plan") == ("GPU", "Orin")
     with pytest.raises(UserError, match="cannot tell which processor"):
         processor_of("abacus")
+
+
+def test_a_remark_of_one_precision_stays_with_the_engine() -> None:
+    same = "openvino 2026.4.1 CPU"
+    assert engine_words({"fp32": same, "int8": same}) == same
+    assert engine_words({"fp32": same, "int8": f"{same}, int8 in float32, slow"}) == f"{same}; int8 in float32, slow"
+    with pytest.raises(UserError, match="different engines: onnxruntime, openvino"):
+        engine_words({"fp32": "onnxruntime", "int8": "openvino, odd"})
 
 
 def test_precisions_on_different_engines_are_not_put_into_one_table(
