@@ -95,12 +95,12 @@ def plot_energy(path: Path, report: Mapping[str, Any]) -> None:
     Raises:
         MissingExtraError: no matplotlib.
     """
-    from engines.quantize.plots import COLOURS, OTHER, new_figure, save_figure
+    from engines.quantize.plots import colour_of, new_figure, save_figure
 
     figure, (above, below) = new_figure(9, 6.5, rows=2)
     styles = ("-", "--", ":", "-.")
     for precision, entry in report["precisions"].items():
-        colour = COLOURS.get(precision, OTHER)
+        colour = colour_of(precision)
         for style, (name, power) in zip(styles, entry["power"].items(), strict=False):
             series = entry["series"][name]
             rails = [series["power_w"][rail] for rail in power["total"] if rail in series["power_w"]]

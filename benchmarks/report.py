@@ -6,7 +6,7 @@ Schema 3. Times are milliseconds, errors millimetres, shares 0 to 1. An INTERVAL
   `metro_edge`: version.
 - `bundle`: `name` of the network, `checkpoint` {`name`, `sha256`}, `onnx_sha256` {precision: hash}.
 - `device`: `processor` (`CPU` or `GPU`), `name`, `backend`, `engine` (library, version, provider),
-  `threads` (null: the engine's choice).
+  `threads` (null: the engine's choice), `beside` (absent, or further backend -> engine).
 - `machine`: what metro_edge.machine.describe_machine returns.
 - `latency`: how it was measured: `frame_wh`, `people`, `batch`, `runs` counted calls of each subject, `block`, `warmup`
   uncounted calls, `protocol`.
@@ -18,7 +18,7 @@ Schema 3. Times are milliseconds, errors millimetres, shares 0 to 1. An INTERVAL
 - `crops`: null where it was left out, or how it was measured: `samples`, `crops` [{`name`, `crop_rule`, `box`}], the
   network's own first, `seed`, `protocol`.
 - `intervals`: {`level`, `resamples`, `seed`} of the bootstrap (benchmarks.bootstrap).
-- `precisions`: precision -> {
+- `precisions`: precision, of further backends with their name (`int8 openvino`) -> {
   `latency`: {`network` and `end_to_end`: {`p50_ms`, `p90_ms`, `p95_ms`, `p99_ms`, `mean_ms`, `min_ms`, `calls`,
   `warmup`, `intervals` {`p50_ms`, `p95_ms`: INTERVAL}, `ratio_to_fp32`: null or {`median`, `low`, `high`,
   `interval`: INTERVAL}, `samples_ms`: counted calls in order, packed, absent in some results of before}},

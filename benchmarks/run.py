@@ -15,7 +15,16 @@ import cv2
 from benchmarks import crops, motion
 from benchmarks.accuracy import Accuracy, measure_accuracy
 from benchmarks.bootstrap import LEVEL, RESAMPLES, SEED, interval, median, p95
-from benchmarks.common import REFERENCE, chosen_precisions, header, results_folder, shown_path
+from benchmarks.common import (
+    REFERENCE,
+    chosen_precisions,
+    engine_threads,
+    engine_words,
+    header,
+    processor_of,
+    results_folder,
+    shown_path,
+)
 from benchmarks.details import REPROJECTION_PROTOCOL
 from benchmarks.latency import BLOCK, check_runs, measure_interleaved, ratio, round_ratios, whole_rounds
 from benchmarks.people import FRAME_WH, GENERATED, TEST_SEED, Material, load_material, undisturbed
@@ -48,6 +57,7 @@ class Settings:
         samples: for the accuracy.
         precisions: of the bundle; empty for all. fp32 is added as the reference where the bundle has it.
         backend: one of metro_edge.backends.BACKENDS.
+        beside: further ones, on the same processor, that are measured in turns with it.
         threads: CPU threads of one inference; None leaves it to the engine.
         runs: counted calls of each subject.
         data: `generated`, a folder of shards that training wrote or, with `rules`, a data set's files.
@@ -63,6 +73,7 @@ class Settings:
     samples: int = 2000
     precisions: tuple[str, ...] = ()
     backend: str = "onnxruntime"
+    beside: tuple[str, ...] = ()
     threads: int | None = None
     runs: int = 100
     data: str = GENERATED
@@ -81,8 +92,11 @@ class Settings:
             raise UserError(f"the number of samples must be at least 1, got {self.samples}")
         if self.seed < 0:
             raise UserError(f"the seed must be at least 0, got {self.seed}")
-        if self.backend not in BACKENDS:
-            raise UserError(f"unknown backend {self.backend!r}; known: {', '.join(BACKENDS)}")
+        for backend in (self.backend, *self.beside):
+            if backend not in BACKENDS:
+                raise UserError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+        if len({self.backend, *self.beside}) <= len(self.beside):
+            raise UserError(f"{self.backend} and {', '.join(self.beside)} name a backend twice")
 
     @property
     def command(self) -> str:
@@ -90,6 +104,7 @@ class Settings:
         words = ["python", "-m", "benchmarks", "run", shown_path(self.bundle), "--samples", str(self.samples)]
         words += ["--precision", *self.precisions] if self.precisions else []
         words += ["--backend", self.backend, "--runs", str(self.runs), "--seed", str(self.seed)]
+        words += ["--beside", *self.beside] if self.beside else []
         words += ["--threads", str(self.threads)] if self.threads is not None else []
         words += ["--data", shown_path(Path(self.data))] if self.data != GENERATED else []
         words += ["--protocol", self.rules] if self.rules else []
@@ -126,9 +141,11 @@ def measure(settings: Settings, bundle: Bundle, sessions: dict[str, Session], ma
 
     Raises UserError.
     """
-    engines = {precision: session.device for precision, session in sessions.items()}
+    engines = {precision: session.device for precision, session in sessions.items() if " " not in precision}
     # First, as it refuses what it cannot label.
     head = header(KIND, SCHEMA_VERSION, bundle, settings.backend, settings.threads, engines, settings.command)
+    if settings.beside:
+        head["device"]["beside"] = _engines_beside(settings, sessions, head["device"])
     reference = REFERENCE if REFERENCE in sessions else None
     accuracy = measure_accuracy(sessions, material.people, bundle.template, reference, rules=material.rules)
     moving = _measure_motion(sessions, bundle) if settings.motion else (None, {})
@@ -178,7 +195,7 @@ def draw_worst(
     files = {}
     for precision, entry in report["precisions"].items():
         if entry["worst"] is not None:
-            name = f"{_stem(report)}-worst-{precision}.png"
+            name = f"{_stem(report)}-worst-{precision.replace(' ', '-')}.png"
             picture = worst_picture(
                 entry["worst"], precision, sessions, material.people, bundle.template, reference=REFERENCE
             )
@@ -239,11 +256,30 @@ def measure_latency(
 def _open_sessions(
     stack: contextlib.ExitStack, bundle: Bundle, precisions: Sequence[str], settings: Settings
 ) -> dict[str, Session]:
-    options = {} if settings.threads is None else {"threads": settings.threads}
+    """Return the networks: `int8` of the first backend, `int8 openvino` of another."""
+    options = engine_threads(settings.threads)
     return {
-        precision: stack.enter_context(open_session(bundle, precision, settings.backend, **options))
+        precision if backend == settings.backend else f"{precision} {backend}": stack.enter_context(
+            open_session(bundle, precision, backend, **options)
+        )
+        for backend in (settings.backend, *settings.beside)
         for precision in precisions
     }
+
+
+def _engines_beside(settings: Settings, sessions: dict[str, Session], device: dict[str, Any]) -> dict[str, str]:
+    """Return backend -> engine in words of the further ones; raises UserError for one on another processor."""
+    found = {}
+    for backend in settings.beside:
+        names = {name: session.device for name, session in sessions.items() if name.endswith(f" {backend}")}
+        found[backend] = engine_words(names)
+        processor, name = processor_of(found[backend])
+        if (processor, name) != (device["processor"], device["name"]):
+            raise UserError(
+                f"{backend} runs on the {processor} {name}, {settings.backend} on the {device['processor']} "
+                f"{device['name']}: measure them in runs of their own"
+            )
+    return found
 
 
 def _entry(

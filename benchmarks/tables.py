@@ -156,8 +156,9 @@ def _notes(report: dict[str, Any], details: bool) -> list[str]:
     latency, accuracy, device = report["latency"], report["accuracy"], report["device"]
     threads = "threads: the engine's choice" if device["threads"] is None else f"threads: {device['threads']}"
     hashes = ", ".join(f"{p} `{h[:SHOWN_DIGITS]}`" for p, h in report["bundle"]["onnx_sha256"].items())
+    engines = "; ".join([device["engine"], *(f"{name}: {words}" for name, words in device.get("beside", {}).items())])
     notes = [
-        f"Latency on {device['processor']} ({device['engine']}, {threads}), {latency['runs']} calls of each after "
+        f"Latency on {device['processor']} ({engines}, {threads}), {latency['runs']} calls of each after "
         f"{latency['warmup']} to warm up. {latency['protocol']}.",
         f"Accuracy: {accuracy['samples']} samples, {accuracy['data']}; {accuracy['protocol']}.",
     ]

@@ -27,6 +27,13 @@ def add_parser(subparsers: Any) -> None:
         help="fp32, fp16, int8 (default: all of the bundle); fp32 is measured along as the reference",
     )
     add_engine(parser)
+    parser.add_argument(
+        "--beside",
+        metavar="B",
+        nargs="+",
+        default=[],
+        help="further engines on the same processor, measured in turns with the first and against its fp32",
+    )
     parser.add_argument("--runs", metavar="N", type=int, default=100, help="calls timed of each (default: 100)")
     parser.add_argument(
         "--data",
@@ -55,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         samples=args.samples,
         precisions=tuple(dict.fromkeys(args.precision)),
         backend=args.backend,
+        beside=tuple(args.beside),
         threads=args.threads,
         runs=args.runs,
         data=args.data,

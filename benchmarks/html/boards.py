@@ -64,7 +64,8 @@ def _row(data: Data, precision: str, rank: float, cells: list[str], *more: str) 
     device, machine, bundle = data["device"], data["machine"], data["bundle"]
     cores = f", {machine['cores']} cores" if device["processor"] == "CPU" else ""
     threads = "" if device["threads"] is None else f", {device['threads']} threads"
-    where, engine = f"{device['name']}{cores}", f"{device['backend']}{threads}"
+    precision, _, other = precision.partition(" ")  # of a further backend, see benchmarks.report
+    where, engine = f"{device['name']}{cores}", f"{other or device['backend']}{threads}"
     head = [bundle["name"], f"`{bundle['checkpoint']['sha256'][:SHOWN_DIGITS]}`", where, engine, precision]
     key = (bundle["name"], where, engine, precision, *more)
     return Row(key, data["created"], rank, [*head, *cells, data["created"][:10]])

@@ -22,7 +22,7 @@ from benchmarks.load_report import load_markdown, plot_load
 from benchmarks.roofline_report import plot_roofline, roofline_markdown
 from benchmarks.stages_report import plot_stages, stages_markdown
 from benchmarks.tables import report_markdown
-from engines.quantize.plots import COLOURS, OTHER
+from engines.quantize.plots import OTHER, colour_of
 from metro_edge.errors import UserError
 
 Data = dict[str, Any]
@@ -175,7 +175,7 @@ def _against_figures(result: Result, name: str) -> list[str]:
 
 
 def _colour(entry: Mapping[str, Any]) -> str:
-    return COLOURS.get(entry["precision"], OTHER) if entry["ours"] else OTHER
+    return colour_of(entry["precision"]) if entry["ours"] else OTHER
 
 
 def _energy_figures(result: Result, name: str) -> list[str]:

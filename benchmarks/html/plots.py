@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from engines.quantize.plots import CHOSEN, COLOURS, LINE, OTHER, new_figure, save_figure
+from engines.quantize.plots import CHOSEN, COLOURS, LINE, colour_of, new_figure, save_figure
 
 WIDTH = 7.2  # inches; narrow enough for a phone on its side
 STAGE_NAMES = {"network": "network", "end_to_end": "frame to body"}
@@ -58,7 +58,7 @@ def plot_accuracy_front(path: Path, points: Sequence[Point]) -> None:
     for point in points:
         axes.errorbar(
             point.ms, point.mm, xerr=_around(point.ms, point.ms_ends), yerr=_around(point.mm, point.mm_ends),
-            fmt=MARKERS[point.result % len(MARKERS)], color=COLOURS.get(point.precision, OTHER), markersize=7,
+            fmt=MARKERS[point.result % len(MARKERS)], color=colour_of(point.precision), markersize=7,
             capsize=3, linewidth=1.2, zorder=3,
         )  # fmt: skip
         # In turns above and below: two precisions of one error may lie side by side.
@@ -96,7 +96,7 @@ def plot_run_latency(path: Path, report: Mapping[str, Any]) -> None:
     furthest = 0.0
     for axes, (stage, words) in zip(panels, STAGE_NAMES.items(), strict=True):
         for place, (precision, entry) in enumerate(precisions.items()):
-            figures, colour = entry["latency"][stage], COLOURS.get(precision, OTHER)
+            figures, colour = entry["latency"][stage], colour_of(precision)
             if (packed := figures.get("samples_ms")) is not None:
                 _violin(axes, place, unpack_samples(packed), colour)
             far = next((figures[k] for k in ("p99_ms", "p95_ms") if figures.get(k) is not None), figures["p50_ms"])
@@ -165,7 +165,7 @@ def plot_shares(path: Path, shares: Mapping[str, tuple[float, str]]) -> None:
     """
     figure, axes = new_figure(WIDTH, 1.4 + 0.4 * len(shares))
     for place, (share, precision) in enumerate(shares.values()):
-        axes.barh(place, 100 * share, 0.65, color=COLOURS.get(precision, OTHER))
+        axes.barh(place, 100 * share, 0.65, color=colour_of(precision))
         axes.annotate(f"{share:.1%}", (100 * share, place), xytext=(5, 0), textcoords="offset points", va="center",
                       fontsize=9)  # fmt: skip
     axes.axvline(100, color=LINE, linestyle="--", linewidth=1)

@@ -36,7 +36,8 @@ def least_shares(results: Sequence[Result]) -> list[Share]:
     for run in runs:
         for predicted in (result for result in results if result.kind == roofline.KIND):
             for precision, share in _shares_of(run.data, predicted.data):
-                words = f"{run.data['bundle']['name']}, {run.data['device']['backend']}, {precision}"
+                name, _, other = precision.partition(" ")  # of a further backend, see benchmarks.report
+                words = f"{run.data['bundle']['name']}, {other or run.data['device']['backend']}, {name}"
                 number = f"{runs.index(run) + 1}: " if len(runs) > 1 else ""
                 found.append(Share(f"{number}{words}", precision, share, (run.name, predicted.name)))
     return found
@@ -62,7 +63,7 @@ def _shares_of(run: Mapping[str, Any], predicted: Mapping[str, Any]) -> Iterator
     if not same or predicted["batch"] != 1 or (entry := _device_of(run, predicted)) is None:
         return
     for precision, measured in run["precisions"].items():
-        time, p50 = entry["precisions"].get(precision), measured["latency"]["network"]["p50_ms"]
+        time, p50 = entry["precisions"].get(precision.partition(" ")[0]), measured["latency"]["network"]["p50_ms"]
         if time is not None and p50 > 0:
             yield precision, time["least_ms"] / p50
 

@@ -15,6 +15,11 @@ CHOSEN, OTHER, LINE = "#D55E00", "#9AA5B1", "#333333"
 BARS = 40
 
 
+def colour_of(name: str) -> str:
+    """Return the colour of a precision, also where the name of an engine stands behind it."""
+    return COLOURS.get(name.partition(" ")[0], OTHER)
+
+
 def plot_front(path: Path, report: Mapping[str, Any]) -> None:
     """Write a picture of all measured mixes, mm against ms, with the front, the budget and the chosen mix."""
     from engines.quantize.report import NAMES, front, time_of

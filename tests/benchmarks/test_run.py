@@ -16,6 +16,7 @@ import benchmarks.common
 import benchmarks.run
 from benchmarks.__main__ import main
 from benchmarks.common import chosen_precisions, engine_words, processor_of
+from benchmarks.html.boards import BOARDS
 from benchmarks.people import Material, check_held_out, load_material
 from benchmarks.report import read_report
 from benchmarks.run import Settings, measure, run
@@ -92,6 +93,46 @@ def test_a_whole_run(settings: Settings, bundle: Bundle, tiny_material: Material
         assert entry["latency"]["end_to_end"]["min_ms"] > entry["latency"]["network"]["min_ms"]
     extent = np.linalg.norm(template.vertices - template.root("h36m14", template.vertices), axis=1).mean()
     assert report["precisions"]["fp32"]["accuracy"]["mpvpe_mm"] == pytest.approx(100 * extent, rel=1e-5)
+
+
+def test_further_engines_in_turns(settings: Settings, bundle: Bundle, tiny_material: Material, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    settings = dataclasses.replace(settings, beside=("openvino",), precisions=("fp32", "int8"))
+    report, markdown, (json_path, _) = run(settings)
+    entries = report["precisions"]
+    assert list(entries) == ["fp32", "int8", "fp32 openvino", "int8 openvino"]
+    assert list(report["bundle"]["onnx_sha256"]) == ["fp32", "int8"]
+    assert report["device"]["engine"].startswith("onnxruntime ")
+    (words,) = [report["device"]["beside"]["openvino"]]
+    assert words.startswith("openvino ") and f"; openvino: {words}, threads: 1" in markdown
+    assert "--beside openvino" in report["command"]
+    assert entries["fp32"]["accuracy"]["against_fp32"] is None
+    assert entries["fp32 openvino"]["accuracy"]["against_fp32"]["moved_mm"] < 0.01
+    assert entries["int8 openvino"]["latency"]["network"]["ratio_to_fp32"]["median"] > 0
+    assert (settings.output / entries["int8 openvino"]["worst"]["picture"]).name.endswith("-worst-int8-openvino.png")
+    assert (settings.output / entries["int8 openvino"]["worst"]["picture"]).exists()
+    assert main(["compare", str(json_path), str(json_path)]) == 0
+    assert main(["gate", str(json_path), "--precision", "int8 openvino", "--max-mpjpe-loss-mm", "1000"]) == 0
+    assert main(["html", str(json_path), "-o", str(tmp_path / "report.html")]) == 0
+    assert "int8 openvino" in (tmp_path / "report.html").read_text()
+    rows = [row.cells[3:5] for row in BOARDS[report["kind"]].rows(report)]
+    assert rows == [[f"{backend}, 1 threads", p] for backend in ("onnxruntime", "openvino") for p in ("fp32", "int8")]
+
+
+def test_further_engines_that_cannot_be(
+    settings: Settings, tiny_material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="unknown backend 'abacus'"):
+        dataclasses.replace(settings, beside=("abacus",))
+    for beside in (("onnxruntime",), ("openvino", "openvino")):
+        with pytest.raises(UserError, match="name a backend twice"):
+            dataclasses.replace(settings, beside=beside)
+    monkeypatch.setattr(
+        benchmarks.run, "processor_of", lambda engine: ("GPU", "Orin") if "openvino" in engine else ("CPU", "x")
+    )
+    pytest.importorskip("openvino")
+    with pytest.raises(UserError, match="openvino runs on the GPU Orin, onnxruntime on the CPU"):
+        run(dataclasses.replace(settings, beside=("openvino",)))
 
 
 def test_the_fp32_reference_is_measured_along(bundle: Bundle) -> None:
