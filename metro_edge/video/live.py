@@ -16,7 +16,7 @@ from metro_edge.preprocess import check_frame
 from metro_edge.video.sources import DEFAULT_FPS, MAX_FPS, Source, SourceFrame, Span
 
 ADDRESSES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://", "rtp://")
-OPEN_TIMEOUT_MS = READ_TIMEOUT_MS = 5000
+OPEN_TIMEOUT_MS, READ_TIMEOUT_MS = 10_000, 5000  # FFmpeg may look at a new stream for 5 s before it is open
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 GIVE_UP_S = 60.0
 
