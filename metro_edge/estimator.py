@@ -55,6 +55,7 @@ class MeshEstimator:
         focal_px: float | None = None,
         crop_rule: str | None = None,
         affinity: Sequence[int] | None = None,
+        in_flight: int = 1,
     ) -> Self:
         """Open a bundle: a path, a loaded Bundle, or None for the shipped one.
 
@@ -67,6 +68,8 @@ class MeshEstimator:
             crop_rule: cut pictures by this rule (metro_edge.spec.CROP_RULES) instead of the network's own, which
                 it learnt with; `metro_demo` shows networks that METRO released what their authors' demonstration does.
             affinity: numbers of the CPU cores that the engine's threads run on, one for each; None for any.
+            in_flight: threads of the caller's that use it at once; engines that must know are opened for as many, see
+                `Session.concurrent`.
 
         Raises:
             UserError: unknown precision, backend or crop rule, or a setting that is not usable.
@@ -75,8 +78,10 @@ class MeshEstimator:
         bundle = path if isinstance(path, Bundle) else Bundle.load(path)
         if crop_rule is not None:
             bundle = dataclasses.replace(bundle, spec=dataclasses.replace(bundle.spec, crop_rule=crop_rule))
-        given = {"threads": threads, "affinity": affinity}
+        given: dict[str, Any] = {"threads": threads, "affinity": affinity}
         options = {name: value for name, value in given.items() if value is not None}
+        if backend == "openvino" and in_flight > 1 and affinity is None:
+            options["streams"] = in_flight
         session = open_session(bundle, precision, backend, **options)
         return cls(bundle, session, focal_px)
 

@@ -40,7 +40,7 @@ def open_stream(args: argparse.Namespace, mesh: bool = True) -> Stream:
     from metro_edge.estimator import MeshEstimator
     from metro_edge.video.smoother import BodySmoother
     from metro_edge.video.sources import Span, open_source
-    from metro_edge.video.stream import DETECT_EVERY, Stream, choose_people, stream_threads
+    from metro_edge.video.stream import DETECT_EVERY, Stream, choose_people, default_in_flight, stream_threads
 
     if args.boxes and args.boxes_file:
         raise UserError("--box and --boxes exclude each other: give one of them")
@@ -54,6 +54,7 @@ def open_stream(args: argparse.Namespace, mesh: bool = True) -> Stream:
         focal_px=args.focal_px,
         crop_rule=args.crop_rule,
         affinity=args.affinity,
+        in_flight=default_in_flight(source) if args.in_flight is None else args.in_flight,
     )
     smoother = None if args.no_smoothing else BodySmoother(mesh=mesh)
     try:

@@ -266,7 +266,10 @@ def stream(
     people = choose_people(boxes, detector, detect_every)
     opened = open_source(source, Span(start_s, end_s, stride), fps)
     threads = stream_threads() if threads is None else threads
-    estimator = MeshEstimator.from_bundle(bundle, precision, backend, threads=threads, focal_px=focal_px)
+    at_once = default_in_flight(opened) if in_flight is None else in_flight
+    estimator = MeshEstimator.from_bundle(
+        bundle, precision, backend, threads=threads, focal_px=focal_px, in_flight=at_once
+    )
     smoother = BodySmoother(mesh=mesh) if smooth else None
     try:
         return Stream(opened, estimator, people, smoother, camera_matrix, in_flight)
@@ -280,6 +283,11 @@ def stream_threads() -> int:
     return max(1, _cores() - 1)
 
 
+def default_in_flight(source: Source) -> int:
+    """Return the frames in flight where no number was given and the engine can: two for files, on two cores or more."""
+    return 2 if not source.live and _cores() > 1 else 1
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -287,7 +295,7 @@ def _cores() -> int:
 def _frames_in_flight(wanted: int | None, source: Source, estimator: MeshEstimator) -> int:
     session = estimator.session
     if wanted is None:
-        return 2 if session.concurrent and not source.live and _cores() > 1 else 1
+        return default_in_flight(source) if session.concurrent else 1
     if not 1 <= wanted <= MOST_IN_FLIGHT:
         raise UserError(f"1 to {MOST_IN_FLIGHT} frames may be in flight, got {wanted}")
     if wanted > 1 and not session.concurrent:

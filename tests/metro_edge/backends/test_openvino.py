@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import onnx
@@ -52,12 +54,42 @@ def test_results_stay_when_others_are_made(shared_bundle):
     np.testing.assert_array_equal(first.vertices, kept)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_several_threads_at_once(shared_bundle, name):
+    """Each thread gets the results of its own images, single ones and batches."""
+    images = [some_images(shared_bundle.spec, 1 + number % 3, number) for number in range(24)]
+    options = {"streams": 2} if name == "openvino" else {}
+    with open_session(shared_bundle, "fp32", name, threads=1, **options) as session:
+        assert session.concurrent
+        expected = [session.infer(one).vertices for one in images]
+        with ThreadPoolExecutor(4) as workers:
+            found = list(workers.map(lambda one: session.infer(one).vertices, images * 3))
+    for number, vertices in enumerate(found):
+        np.testing.assert_allclose(vertices, expected[number % len(images)], atol=1e-6)
+
+
+def test_streams_are_of_the_engine_and_share_its_threads(shared_bundle):
+    for threads, streams, wanted in ((1, 1, 1), (1, 2, 2), (3, 2, 3)):
+        threads = min(threads, os.cpu_count() or 1)
+        with open_session(shared_bundle, "fp32", "openvino", threads=threads, streams=streams) as session:
+            assert session.concurrent == (streams > 1)
+            compiled = session._compiled[True][0]
+            assert compiled.get_property("NUM_STREAMS") == streams
+            if wanted <= (os.cpu_count() or 1):
+                assert compiled.get_property("INFERENCE_NUM_THREADS") == wanted
+    for streams in (0, 17):
+        with pytest.raises(UserError, match=f"1 to 16 streams, and one where cores are given, got {streams}$"):
+            open_session(shared_bundle, "fp32", "openvino", streams=streams)
+    with pytest.raises(UserError, match="got 2 with affinity"):
+        open_session(shared_bundle, "fp32", "openvino", streams=2, affinity=sorted(os.sched_getaffinity(0))[:1])
+
+
 def test_float32_is_float32():
     """By itself OpenVINO takes bfloat16 where the CPU has it, which moves vertices by millimetres."""
     bundle = Bundle.load(None)
-    images = some_images(bundle.spec, 2, seed=3)
+    images = some_images(bundle.spec, 3, seed=3)
     with open_session(bundle, "fp32", "openvino") as session, open_session(bundle, "fp32") as other:
-        compiled = session._requests[True].get_compiled_model()
+        compiled = session._compiled[True][0]
         assert compiled.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
         for batch in (images[:1], images):
             np.testing.assert_allclose(session.infer(batch).vertices, other.infer(batch).vertices, atol=1e-5)
@@ -86,11 +118,11 @@ def test_threads_and_cores(shared_bundle):
     cores = sorted(os.sched_getaffinity(0))
     image = some_images(shared_bundle.spec, 1)
     with open_session(shared_bundle, "fp32", "openvino", threads=1) as session:
-        assert session._requests[True].get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
+        assert session._compiled[True][0].get_property("INFERENCE_NUM_THREADS") == 1
     before = set(os.listdir("/proc/self/task"))
     with open_session(shared_bundle, "fp32", "openvino", affinity=cores[-1:]) as session:
         session.infer(image)
-        compiled = session._requests[True].get_compiled_model()
+        compiled = session._compiled[True][0]
         assert compiled.get_property("INFERENCE_NUM_THREADS") == 1 and compiled.get_property("ENABLE_CPU_PINNING")
         started = [task for task in os.listdir("/proc/self/task") if task not in before]
         assert all(os.sched_getaffinity(int(task)) == {cores[-1]} for task in started)
@@ -150,15 +182,15 @@ def test_files_that_are_no_network(tmp_path, spec, template, passport, network):
 
 def test_a_network_that_fails_when_it_runs(fails_over_batches, monkeypatch):
     """OpenVINO mostly notices the wrong shapes, and at times returns them, whatever ran before in the process."""
-    images = some_images(fails_over_batches.spec, 2)
+    images = some_images(fails_over_batches.spec, 3)
     with open_session(fails_over_batches, "fp32", "openvino") as session:
         session.infer(images[:1])
         with pytest.raises(
-            PredictionError, match=r"failed on OpenVINO: .+|camera are \(1, 3\), its spec says \(2, 3\)"
+            PredictionError, match=r"failed on OpenVINO: .+|camera are \(1, 3\), its spec says \(3, 3\)"
         ):
             session.infer(images)
 
-        def fails(single: bool) -> None:
+        def fails(single: bool) -> NoReturn:
             raise RuntimeError("Exception from src/plugin.cpp:3:\nout of memory\n")
 
         monkeypatch.setattr(session, "_request", fails)
@@ -201,7 +233,7 @@ def test_where_products_saturate_floats_take_their_place(shared_bundle, monkeypa
     monkeypatch.setattr(backend, "products_saturate", lambda: True)
     with open_session(bundle, "int8", "openvino") as session:
         assert session.device.endswith("int8 computed in float32: this CPU's integer products saturate")
-        operators = session._requests[True].get_compiled_model().get_runtime_model().get_ops()
+        operators = session._compiled[True][0].get_runtime_model().get_ops()
         kinds = {str(o.get_rt_info()["primitiveType"].astype(str)) for o in operators if o.get_type_name() != "Result"}
     assert any(kind.endswith("_f32") for kind in kinds)
     assert not [kind for kind in kinds if kind.lower().endswith("_i8") and ("gemm" in kind or "conv" in kind)]

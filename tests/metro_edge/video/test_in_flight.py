@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -179,11 +180,25 @@ def test_how_many_by_themselves(shared_bundle, frames, monkeypatch):
             return Stream(source, estimator, FixedPeople(BOXES)).in_flight
 
     assert chosen(Arrays(frames), threads=1) == 2
+    assert chosen(Arrays(frames), threads=1, backend="openvino") == 1  # opened for one caller
+    assert chosen(Arrays(frames), threads=1, backend="openvino", in_flight=2) == 2
     assert chosen(Arrays(frames), cores=1, threads=1) == 1
     assert chosen(Arrays(frames), affinity=[0]) == 1  # both would be kept on one core
     live = Arrays(frames)
     live.live = True
     assert chosen(live, threads=1) == 1
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_engines_are_opened_for_as_many(shared_bundle, frames, backend):
+    pytest.importorskip(backend)
+    with metro_edge.stream(frames, shared_bundle, boxes=BOXES, threads=1, backend=backend) as one:
+        expected = [body.joints for result in one for body in result.bodies]
+        in_flight = one.in_flight
+    assert in_flight == (2 if len(os.sched_getaffinity(0)) > 1 else 1)
+    with metro_edge.stream(frames, shared_bundle, boxes=BOXES, threads=1, backend=backend, in_flight=3) as many:
+        found = [body.joints for result in many for body in result.bodies]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_stream_from_the_beginning_has_as_many_in_flight(shared_bundle, frames):
