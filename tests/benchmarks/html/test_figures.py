@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.html.body_picture import body_at_rest, body_of, joint_panels, plot_joints
 from benchmarks.html.convert import inline, to_blocks, to_html
-from benchmarks.html.figures import LABEL, figure_html, plain, svg
+from benchmarks.html.figures import LABEL, figure_html, picture_html, plain, svg
 from benchmarks.html.plots import Point, not_dominated, plot_accuracy_front, plot_distributions, plot_run_latency
 from engines.quantize.plots import new_figure, save_figure
 from metro_edge.joints import H36M14
@@ -143,3 +144,18 @@ def test_no_text_becomes_a_tag_of_its_own(text: str) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_new_figures_have_columns(count: int) -> None:
     assert np.size(new_figure(4, 2, columns=count)[1]) == count
+
+
+def test_a_strangers_words_and_file_names_stay_text(tmp_path):
+    bad = '<img src=x onerror="alert(1)"> & worse'
+    shown = "&lt;img src=x onerror=&quot;alert(1)&quot;&gt; &amp; worse"
+    absent = picture_html(tmp_path / "<b>gone.png", bad)
+    assert absent == f'<p class="absent">{shown}: its picture &lt;b&gt;gone.png is not beside the result.</p>'
+    (tmp_path / "<i>none.png").write_bytes(b"no picture")
+    assert (
+        picture_html(tmp_path / "<i>none.png", bad)
+        == f'<p class="absent">{shown}: &lt;i&gt;none.png is not a picture.</p>'
+    )
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 6, 3), np.uint8))
+    figure = picture_html(tmp_path / "a.png", bad)
+    assert figure.count(shown) == 2 and "<img src=x" not in figure and 'width="6" height="4"' in figure
