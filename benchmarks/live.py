@@ -28,12 +28,13 @@ from metro_edge.timing import measure
 from metro_edge.video.detector import Detections
 from metro_edge.video.drawing import Drawer, Style
 from metro_edge.video.encode import VideoEncoder
+from metro_edge.video.network import stream_threads
 from metro_edge.video.people import FixedPeople, People, Person, body_box, overlap
 from metro_edge.video.prominent import ProminentPerson
 from metro_edge.video.recording import open_sinks, record
 from metro_edge.video.smoother import BodySmoother
 from metro_edge.video.sources import Arrays, Source, SourceFrame, VideoFile
-from metro_edge.video.stream import FrameResult, Stream, stream_threads
+from metro_edge.video.stream import FrameResult, Stream
 
 SIZE_WH = (1280, 720)
 CROWD = (1, 2, 4, 8, 16)

@@ -38,9 +38,10 @@ def is_stream(sources: Sequence[str]) -> bool:
 def open_stream(args: argparse.Namespace, mesh: bool = True) -> Stream:
     """Return the stream that the options ask for; raises UserError."""
     from metro_edge.estimator import MeshEstimator
+    from metro_edge.video.network import default_in_flight, stream_threads
     from metro_edge.video.smoother import BodySmoother
     from metro_edge.video.sources import Span, open_source
-    from metro_edge.video.stream import DETECT_EVERY, Stream, choose_people, default_in_flight, stream_threads
+    from metro_edge.video.stream import DETECT_EVERY, Stream, choose_people
 
     if args.boxes and args.boxes_file:
         raise UserError("--box and --boxes exclude each other: give one of them")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,8 @@ from metro_edge.preprocess import Frame
 from metro_edge.timing import StageClock
 from metro_edge.video.boxes import BoxTable, read_boxes
 from metro_edge.video.camera import Ground
-from metro_edge.video.people import Boxes, Estimate, FixedPeople, GivenPeople, People, Person
+from metro_edge.video.network import Answer, Network, default_in_flight, frames_in_flight, stream_threads
+from metro_edge.video.people import Boxes, FixedPeople, GivenPeople, People, Person
 from metro_edge.video.prominent import ProminentPerson
 from metro_edge.video.reader import Reader
 from metro_edge.video.smoother import BodySmoother
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DETECT_EVERY = 5  # frames
-MOST_IN_FLIGHT = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class _Asked:
     frame: SourceFrame
     boxes: Boxes
     before_ms: dict[str, float]
-    answer: Future[tuple[list[Body | None], dict[str, float]]]
+    answer: Future[Answer]
 
 
 class Stream:
@@ -90,7 +90,8 @@ class Stream:
     Args:
         in_flight: frames that the network works on at once, each in a thread of its own, where the way to follow
             people can look ahead (People.ahead): boxes that follow someone are then older by as many frames less one.
-            None takes two for files on two cores or more, and one for live sources, which would only come later.
+            None takes two for files on two cores or more, and one for live sources, which would only come later. Of one
+            frame alone several people are shared out to two threads.
 
     Attributes:
         source: what is read.
@@ -116,7 +117,7 @@ class Stream:
         self.source, self.estimator, self.people, self.smoother = source, estimator, people, smoother
         self.ground, self.dropped, self.frames = Ground(), 0, 0
         self._camera = None if camera_matrix is None else Intrinsics.from_matrix(camera_matrix)
-        self.in_flight = _frames_in_flight(in_flight, source, estimator)
+        self.in_flight = frames_in_flight(in_flight, source, estimator)
         self._reader: Reader | None = None
         self._stopping = False
 
@@ -126,7 +127,7 @@ class Stream:
         if self._stopping:
             return
         clock = self.people.clock = StageClock()
-        with Reader(self.source) as reader, ThreadPoolExecutor(self.in_flight, "network") as workers:
+        with Reader(self.source) as reader, Network(self.estimator, self._camera, self.in_flight) as network:
             self._reader = reader
             asked: deque[_Asked] = deque()
             while True:
@@ -137,17 +138,16 @@ class Stream:
                 boxes = self.people.ahead(frame) if self.in_flight > 1 else None
                 if boxes is None:
                     while asked:
-                        yield from self._oldest(asked, clock)
-                    yield self._result(frame, self.people(frame, self._estimate(frame, clock)), clock)
+                        yield from self._oldest(asked, network, clock)
+                    yield self._result(frame, self.people(frame, network.estimate(frame, clock)), clock)
                     continue
-                answer = workers.submit(self._bodies, frame, boxes)
-                asked.append(_Asked(frame, boxes, clock.take(), answer))
+                asked.append(_Asked(frame, boxes, clock.take(), network.submit(frame, boxes)))
                 if len(asked) >= self.in_flight:
-                    yield from self._oldest(asked, clock)
+                    yield from self._oldest(asked, network, clock)
             while asked:
-                yield from self._oldest(asked, clock)
+                yield from self._oldest(asked, network, clock)
 
-    def _oldest(self, asked: deque[_Asked], clock: StageClock) -> Iterator[FrameResult]:
+    def _oldest(self, asked: deque[_Asked], network: Network, clock: StageClock) -> Iterator[FrameResult]:
         """Give the result of the oldest frame in flight; of all of them, done over, where its boxes were no use."""
         first = asked.popleft()
         bodies, stages_ms = first.answer.result()
@@ -161,19 +161,7 @@ class Stream:
         asked.clear()
         for one in again:
             clock.add(one.before_ms)
-            yield self._result(one.frame, self.people(one.frame, self._estimate(one.frame, clock)), clock)
-
-    def _bodies(self, frame: SourceFrame, boxes: Boxes) -> tuple[list[Body | None], dict[str, float]]:
-        """Run the network in a thread of its own; returns the bodies and the times of the stages."""
-        clock = StageClock()
-        return self._estimate(frame, clock)(boxes), clock.take()
-
-    def _estimate(self, frame: SourceFrame, clock: StageClock) -> Estimate:
-        camera = self._camera
-        if camera is None:
-            focal_px = frame.focal_px if self.estimator.focal_px is None else self.estimator.focal_px
-            camera = Intrinsics.for_frame(frame.hw, focal_px)
-        return lambda boxes: self.estimator.found(frame.image, boxes, camera, clock)
+            yield self._result(one.frame, self.people(one.frame, network.estimate(one.frame, clock)), clock)
 
     def _result(self, frame: SourceFrame, people: list[Person], clock: StageClock) -> FrameResult:
         """Return the frame's result: people in the order of their identities, smoothed, on the ground so far."""
@@ -276,33 +264,6 @@ def stream(
     except UserError:
         estimator.close()
         raise
-
-
-def stream_threads() -> int:
-    """Return the network's threads where none were given: a core is left to decoding, drawing and encoding."""
-    return max(1, _cores() - 1)
-
-
-def default_in_flight(source: Source) -> int:
-    """Return the frames in flight where no number was given and the engine can: two for files, on two cores or more."""
-    return 2 if not source.live and _cores() > 1 else 1
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _frames_in_flight(wanted: int | None, source: Source, estimator: MeshEstimator) -> int:
-    session = estimator.session
-    if wanted is None:
-        return default_in_flight(source) if session.concurrent else 1
-    if not 1 <= wanted <= MOST_IN_FLIGHT:
-        raise UserError(f"1 to {MOST_IN_FLIGHT} frames may be in flight, got {wanted}")
-    if wanted > 1 and not session.concurrent:
-        raise UserError(
-            f"{session.device}, as it was opened, runs one frame at a time, not {wanted}: in_flight must be 1"
-        )
-    return wanted
 
 
 def choose_people(boxes: Any, detector: Any, detect_every: int = DETECT_EVERY) -> People:

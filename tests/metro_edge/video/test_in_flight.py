@@ -14,7 +14,9 @@ from metro_edge.backends import Session
 from metro_edge.demo import DemoAssets
 from metro_edge.errors import PredictionError, UserError
 from metro_edge.estimator import MeshEstimator
+from metro_edge.timing import StageClock
 from metro_edge.video.boxes import BoxTable
+from metro_edge.video.network import Network
 from metro_edge.video.people import FixedPeople, GivenPeople, People, Person, body_box, overlap
 from metro_edge.video.smoother import BodySmoother
 from metro_edge.video.sources import Arrays, SourceFrame
@@ -61,6 +63,7 @@ class Slow(Session):
 def results_of(bundle, frames, people: People, in_flight: int, fail_at: int | None = None):
     estimator = MeshEstimator.from_bundle(bundle, threads=1)
     estimator.session = slow = Slow(estimator.session, fail_at)
+    slow.concurrent = in_flight > 1
     stream = Stream(Arrays(frames), estimator, people, BodySmoother(), in_flight=in_flight)
     return stream, slow
 
@@ -120,6 +123,61 @@ def test_leaving_early_waits_for_the_network(shared_bundle, frames):
         results.close()
         assert slow.now == 0
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("network")]
+
+
+class Alone(People):
+    """Boxes that no frame knows ahead."""
+
+    def __init__(self, boxes: np.ndarray) -> None:
+        self.boxes = boxes
+
+    def __call__(self, frame: SourceFrame, estimate) -> list[Person]:
+        bodies = estimate(self.boxes)
+        return [Person(number, body, 0.9, body_box(body)) for number, body in enumerate(bodies, 1)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_people_of_one_frame_are_shared_out(shared_bundle, frames, count, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    boxes = np.array([(4.0 * k, 3.0, 25.0 + k, 40.0) for k in range(count)]).reshape(-1, 4)
+    one, slow = results_of(shared_bundle, frames, Alone(boxes), 1)
+    with one:
+        expected = list(one)
+    assert slow.most == min(count, 1)
+    shared, slow = results_of(shared_bundle, frames, Alone(boxes), 2)
+    with shared:
+        got = list(shared)
+    assert slow.most == min(count, 2)
+    for a, b in zip(expected, got, strict=True):
+        assert a.identities == b.identities == list(range(1, count + 1))
+        assert ("network" in b.stages_ms) == bool(count) and b.stages_ms.keys() >= a.stages_ms.keys() - {"wait"}
+        for body, same in zip(a.bodies, b.bodies, strict=True):
+            np.testing.assert_allclose(body.joints, same.joints, atol=1e-6)
+            np.testing.assert_array_equal(body.box, same.box)
+
+
+def test_the_clock_is_told_the_times_of_the_longer_half(shared_bundle, frames, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with MeshEstimator.from_bundle(shared_bundle, threads=1) as estimator:
+
+        def found(image, boxes, camera, clock):
+            clock.add({"crop": 1.0, "network": 10.0 * len(boxes)})
+            return [None] * len(boxes)
+
+        monkeypatch.setattr(estimator, "found", found)
+        clock = StageClock()
+        with Network(estimator, None, 1) as network:
+            assert network.estimate(SourceFrame(0, 0.0, frames[0]), clock)(np.ones((5, 4))) == [None] * 5
+    assert clock.take() == {"crop": 1.0, "network": 30.0}
+
+
+@pytest.mark.parametrize("fail_at", [2, 3])
+def test_an_error_in_either_half(shared_bundle, frames, fail_at, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    stream, slow = results_of(shared_bundle, frames, Alone(BOXES), 2, fail_at)
+    with stream, pytest.raises(PredictionError, match="broken in the middle"):
+        list(stream)
+    assert stream.frames == 1 and slow.now == 0
 
 
 class Doubtful(People):

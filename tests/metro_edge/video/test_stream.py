@@ -13,10 +13,10 @@ from metro_edge.errors import PredictionError, UserError
 from metro_edge.estimator import MeshEstimator
 from metro_edge.metrics import acceleration_error_mm
 from metro_edge.timing import StageClock
+from metro_edge.video.network import stream_threads
 from metro_edge.video.people import People, Person, body_box, inside, overlap, share_in_frame
 from metro_edge.video.smoother import BodySmoother
 from metro_edge.video.sources import SourceFrame
-from metro_edge.video.stream import stream_threads
 from tests.metro_edge.video.clips import write_clip
 
 FAST = {"precision": "int8", "threads": 1}
