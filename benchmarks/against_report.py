@@ -37,7 +37,7 @@ def against_markdown(report: Mapping[str, Any], picture: str | None = None) -> s
         )
     parts += [markdown_table(HEADER, [_row(entry) for entry in measured.values()], text_columns=("engine",))]
     parts += ["\n".join([*skipped, *_notes(report)])]
-    if picture is not None:
+    if picture:
         parts.append(f"![Time of each engine against {_reference(report)}]({picture})")
     return "\n\n".join(parts) + "\n"
 

@@ -48,7 +48,7 @@ def energy_markdown(report: Mapping[str, Any], picture: str | None = None) -> st
     if heat:
         parts.append(markdown_table(HEAT_HEADER, heat, text_columns=("precision", "sensor")))
     parts.append("\n".join(notes))
-    if picture is not None:
+    if picture:
         parts.append(f"![Power and heat over the run]({picture})")
     return "\n\n".join(parts) + "\n"
 

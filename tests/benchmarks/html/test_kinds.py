@@ -24,6 +24,13 @@ def test_every_kept_result_is_printed_again():
         assert len(printed) > 5 and len(new) <= (3 if "an older version wrote" in "".join(new) else 0), path.name
 
 
+def test_without_a_picture_beside_it_there_is_no_link(tmp_path):
+    for path in RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        text = saved_markdown(tmp_path / path.name)
+        assert not [line for line in text.splitlines() if line.startswith("![") and "worst" not in line], path.name
+
+
 def test_a_run_is_printed(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(made_report()))
     assert "measured on CPU" in saved_markdown(tmp_path / "a.json")
