@@ -183,7 +183,7 @@ class Stream:
         return stream
 
     def stop(self) -> None:
-        """End the iteration after the frame in hand; safe from other threads and from signal handlers."""
+        """End the iteration after the frames in hand; safe from other threads and from signal handlers."""
         self._stopping = True
         if self._reader is not None:
             self._reader.stop()
