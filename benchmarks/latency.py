@@ -105,6 +105,11 @@ def measure_interleaved(
     return {name: Latency(np.array(values), warmup) for name, values in samples.items()}
 
 
+def joined(first: Latency, second: Latency) -> Latency:
+    """Return two measurements of one subject as one; the first must be of whole rounds, so that rounds stay rounds."""
+    return Latency(np.concatenate([first.samples_ms, second.samples_ms]), first.warmup + second.warmup)
+
+
 def ratio(latency: Latency, reference: Latency, block: int = BLOCK) -> Ratio:
     """Compare round by round two subjects of one `measure_interleaved`: median over median of their blocks.
 

@@ -18,8 +18,8 @@ from benchmarks.__main__ import main
 from benchmarks.common import chosen_precisions, engine_words, processor_of
 from benchmarks.html.boards import BOARDS
 from benchmarks.people import Material, check_held_out, load_material
-from benchmarks.report import read_report
-from benchmarks.run import Settings, measure, run
+from benchmarks.report import read_report, unpack_samples
+from benchmarks.run import Settings, measure, passes, run
 from metro_edge.backends import open_session
 from metro_edge.backends.gpu import Gpu
 from metro_edge.bundle import Bundle, write_bundle
@@ -135,6 +135,25 @@ def test_further_engines_that_cannot_be(
         run(dataclasses.replace(settings, beside=("openvino",)))
 
 
+def test_half_of_the_calls_are_timed_minutes_later(
+    settings: Settings, tiny_material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [passes(runs) for runs in (20, 39, 40, 45, 50, 100)] == [
+        (20, 0), (39, 0), (20, 20), (45, 0), (30, 20), (50, 50)
+    ]  # fmt: skip
+    order: list[str] = []
+    for name in ("measure_latency", "measure_accuracy"):
+        real = getattr(benchmarks.run, name)
+        monkeypatch.setattr(
+            benchmarks.run, name, lambda *a, name=name, real=real, **k: order.append(name) or real(*a, **k)
+        )
+    report, _, _ = run(dataclasses.replace(settings, runs=50, precisions=("fp32", "int8")))
+    assert order == ["measure_latency", "measure_accuracy", "measure_latency"]
+    latency = report["precisions"]["int8"]["latency"]["network"]
+    assert latency["calls"] == 50 and len(unpack_samples(latency["samples_ms"])) == 50
+    assert latency["ratio_to_fp32"]["low"] > 0 and report["latency"]["runs"] == 50
+
+
 def test_the_fp32_reference_is_measured_along(bundle: Bundle) -> None:
     assert chosen_precisions(bundle, ()) == ("fp32", "fp16", "int8")
     assert chosen_precisions(bundle, ("int8",)) == ("fp32", "int8")
@@ -154,7 +173,7 @@ def test_nan_leaves_nothing_behind(
     settings: Settings, bundle_answering: Callable[..., Bundle], template: BodyTemplate, tiny_material: Material
 ) -> None:
     bundle = bundle_answering({"fp32": template.vertices * np.nan})
-    with pytest.raises(UserError, match="the fp32 prediction of sample 0 has NaN"):
+    with pytest.raises(UserError, match="fp32: the network's vertices of person 0 has NaN"):
         run(dataclasses.replace(settings, bundle=bundle.path))
     assert not settings.output.parent.exists()
 
