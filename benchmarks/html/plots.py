@@ -16,6 +16,8 @@ WIDTH = 7.2  # inches; narrow enough for a phone on its side
 STAGE_NAMES = {"network": "network", "end_to_end": "frame to body"}
 MARKERS = "osD^vP*X"
 
+LABEL_HEIGHTS = (6, -14, 24, -32)  # points above a point
+
 
 @dataclass(frozen=True)
 class Point:
@@ -55,16 +57,15 @@ def plot_accuracy_front(path: Path, points: Sequence[Point]) -> None:
     Raises MissingExtraError without matplotlib.
     """
     figure, axes = new_figure(WIDTH, 4.4)
-    for point in points:
+    for place, point in enumerate(sorted(points, key=lambda point: point.ms)):
         axes.errorbar(
             point.ms, point.mm, xerr=_around(point.ms, point.ms_ends), yerr=_around(point.mm, point.mm_ends),
             fmt=MARKERS[point.result % len(MARKERS)], color=colour_of(point.precision), markersize=7,
             capsize=3, linewidth=1.2, zorder=3,
         )  # fmt: skip
-        # In turns above and below: two precisions of one error may lie side by side.
-        below = points.index(point) % 2
-        axes.annotate(point.label, (point.ms, point.mm), xytext=(8, -14 if below else 6), textcoords="offset points",
-                      fontsize=9)  # fmt: skip
+        # Above, below, and farther away in turns: several precisions of one error may lie side by side.
+        axes.annotate(point.label, (point.ms, point.mm), xytext=(8, LABEL_HEIGHTS[place % len(LABEL_HEIGHTS)]),
+                      textcoords="offset points", fontsize=9)  # fmt: skip
     front = [points[i] for i in not_dominated(points)]
     axes.plot([p.ms for p in front], [p.mm for p in front], color=LINE, linewidth=1, linestyle="--", zorder=2,
               drawstyle="steps-post")  # fmt: skip
