@@ -40,7 +40,8 @@ class Kind:
         about: what the section shows, in a sentence.
         versions: schemas that are read.
         name: of what was measured, and on what.
-        markdown: tables and notes of a result, with a link to the picture of that name unless it is empty.
+        markdown: tables and notes of a result, as its command printed them; some have a link to the picture of that
+            name unless it is empty.
         figures: of a result; the text begins their names.
         apart: what forbids to read two results as one measurement, in words; empty for comparable ones.
         prediction: whether its figures are predicted.
@@ -205,7 +206,7 @@ _KINDS = (
         "Where the time from the camera to the mesh goes, how it is distributed, throughput and the first result.",
         (stages.SCHEMA_VERSION,),
         _on_device,
-        stages_markdown,
+        lambda data, _: stages_markdown(data),
         _stages_figures,
         _apart_in("protocol", "source.name", "source.frame_wh", "source.boxes", "rate_hz", "stability"),
     ),
@@ -215,7 +216,7 @@ _KINDS = (
         "Several cameras before one engine: latency, dropped and late frames against the rate.",
         (load.SCHEMA_VERSION,),
         lambda data: f"{_on_device(data)}, {data['precision']}",
-        load_markdown,
+        lambda data, _: load_markdown(data),
         _load_figures,
         _apart_in("protocol", "source.name", "source.frame_wh", *(f"settings.{key}" for key in LOAD_SETTINGS)),
     ),
