@@ -51,11 +51,12 @@ from metro_edge.preprocess import network_input
 from metro_edge.spec import check_precision
 from metro_edge.timing import Latency
 
+IN_HALVES = ", half of them before and half after the accuracy is measured, some minutes later"
 LATENCY_PROTOCOL = (
     "Network: one normalised image to camera, joints and vertices on the host. Frame to body: crop, normalisation, "
     f"network and placement of one person in a {FRAME_WH[0]}x{FRAME_WH[1]} frame in memory, without decoding and "
-    f"detection. Precisions alternate in blocks of {BLOCK} calls, half of them before and half after the accuracy is "
-    "measured, some minutes later; x FP32 is the median over rounds of the ratio of the blocks' medians, below 1 faster"
+    f"detection. Precisions alternate in blocks of {BLOCK} calls{IN_HALVES}; x FP32 is the median over "
+    "rounds of the ratio of the blocks' medians, below 1 faster"
 )
 
 
@@ -176,7 +177,7 @@ def measure(settings: Settings, bundle: Bundle, sessions: dict[str, Session], ma
             "runs": settings.runs,
             "block": BLOCK,
             "warmup": next(iter(latency.values())).warmup,
-            "protocol": LATENCY_PROTOCOL,
+            "protocol": LATENCY_PROTOCOL if second else LATENCY_PROTOCOL.replace(IN_HALVES, ""),
         },
         "accuracy": {
             "data": material.data,

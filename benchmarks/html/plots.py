@@ -15,7 +15,6 @@ from engines.quantize.plots import CHOSEN, COLOURS, LINE, colour_of, new_figure,
 WIDTH = 7.2  # inches; narrow enough for a phone on its side
 STAGE_NAMES = {"network": "network", "end_to_end": "frame to body"}
 MARKERS = "osD^vP*X"
-
 LABEL_HEIGHTS = (6, -14, 24, -32)  # points above a point
 
 
