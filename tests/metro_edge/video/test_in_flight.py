@@ -18,6 +18,7 @@ from metro_edge.timing import StageClock
 from metro_edge.video.boxes import BoxTable
 from metro_edge.video.network import Network
 from metro_edge.video.people import FixedPeople, GivenPeople, People, Person, body_box, overlap
+from metro_edge.video.prominent import ProminentPerson
 from metro_edge.video.smoother import BodySmoother
 from metro_edge.video.sources import Arrays, SourceFrame
 from metro_edge.video.stream import Stream
@@ -229,6 +230,17 @@ def test_the_prominent_person_is_followed_lost_and_found_with_frames_in_flight(a
     overlaps = [overlap(r.people[0].box, box)[0, 0] for r, box in zip(got[:30], assets.boxes, strict=False) if r.people]
     assert np.mean(overlaps[2:]) > 0.7 and min(overlaps[2:]) > 0.4
     assert {i for r in got[:30] for i in r.identities} == {1} and {i for r in got[55:] for i in r.identities} == {2}
+
+
+def test_someone_lost_ahead_is_searched_for_at_once(assets):
+    """Not asked for once more at the place where they were lost."""
+    people, frame = ProminentPerson(), SourceFrame(0, 0.0, assets.clip[0])
+    assert people.ahead(frame) is None  # nobody is known yet
+    with MeshEstimator.from_bundle(precision="int8", threads=1) as estimator:
+        assert people(frame, lambda boxes: estimator.found(frame.image, boxes))
+    boxes = people.ahead(frame)
+    assert boxes is not None and len(boxes) == 1
+    assert people.taken(frame, boxes, [None]) is None and people.ahead(frame) is None
 
 
 def test_how_many_by_themselves(shared_bundle, frames, monkeypatch):
