@@ -66,6 +66,7 @@ EXTRAS = {
         "playwright>=1.45",  # drives a Chromium that is installed, in the test of the viewer
         "pre-commit>=4.0",
         "pytest>=8.3",
+        "pytest-rerunfailures>=15",  # a slow test that a busy machine failed, in CI alone
         "rosbags>=0.10",  # the message definitions of ROS 2
         "ruff>=0.11",
         "scipy>=1.11",  # writes the made SMPL files of the tests

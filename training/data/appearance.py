@@ -121,9 +121,12 @@ def noise3(points: Floats, rng: Rng, size_m: float, waves: int = 5) -> Floats:
     """Return smooth noise (P,), about -1..1, over points (P, 3): waves of about `size_m` in random directions."""
     directions = rng.normal(0, 1, (3, waves)).astype(np.float32) * np.float32(2 / size_m)
     phases = rng.uniform(0, 2 * np.pi, waves).astype(np.float32)
-    share = np.full(waves, 1 / np.sqrt(waves), np.float32)
-    noise: Floats = np.sin(points @ directions + phases) @ share
-    return noise
+    x, y, z = np.ascontiguousarray(points.T, np.float32)
+    # Without BLAS, whose result depends on the processor and which once reported an invalid value for finite ones.
+    noise = np.zeros_like(x)
+    for (a, b, c), phase in zip(directions.T, phases, strict=True):
+        noise += np.sin(a * x + b * y + c * z + phase)
+    return noise / np.float32(np.sqrt(waves))
 
 
 def linear_bgr(rgb: Any) -> Floats:

@@ -8,7 +8,7 @@ import pytest
 
 from metro_edge.errors import UserError
 from metro_edge.raster import project, rasterise
-from training.data.appearance import sample_look
+from training.data.appearance import noise3, sample_look
 from training.data.backgrounds import KINDS, make_background, sample_background
 from training.data.camera import look_from
 from training.data.draw import draw_person
@@ -30,6 +30,15 @@ def test_a_sample_depends_on_seed_and_index_alone(people):
     assert all(same(other.sample(k), straight[k]) for k in (5, 0, 3))
     assert not same(GeneratedPeople(seed=6, size=40).sample(0), straight[0])
     assert not np.array_equal(straight[0].vertices, straight[1].vertices)
+
+
+@pytest.mark.parametrize("count", [0, 1, 110, 13718])
+def test_noise_is_a_sum_of_waves_in_random_directions(count):
+    points = np.random.default_rng(1).normal(0, 0.4, (count, 3)).astype(np.float32)
+    noise, rng = noise3(points, np.random.default_rng(2), 0.1), np.random.default_rng(2)
+    directions, phases = rng.normal(0, 1, (3, 5)) * 2 / 0.1, rng.uniform(0, 2 * np.pi, 5)
+    assert noise.dtype == np.float32 and noise.shape == (count,)
+    assert np.allclose(noise, np.sin(points @ directions + phases).sum(1) / np.sqrt(5), atol=1e-4)
 
 
 def test_samples_are_what_they_say(people):
