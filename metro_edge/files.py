@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metro_edge.errors import UserError
 
@@ -18,6 +19,25 @@ from metro_edge.errors import UserError
 def reason(error: OSError) -> str:
     """Return the operating system's words for `error`, without number and path."""
     return error.strerror or str(error)
+
+
+def kind_of_path(path: str | os.PathLike[str]) -> Literal["file", "folder", "other"] | None:
+    """Return what is at `path`, links followed: other is a device or a pipe, None nothing.
+
+    Raises UserError where the system refuses to say: a folder on the way that may not be looked into, or a name that
+    is too long. `Path.is_dir` and its like raise OSError there.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot look at {path}: {reason(error)}; check the name and its folders' permissions") from None
+    except ValueError as error:  # a null character, or one that no file name can hold
+        raise UserError(f"{str(path)!r} is not a file name: {error}") from None
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) else "other"
 
 
 @contextlib.contextmanager
@@ -56,14 +76,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return indented UTF-8 JSON with a final newline; NaN and infinity, not JSON, raise ValueError."""
-    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    """Return indented UTF-8 JSON with a final newline; NaN and infinity, not JSON, raise ValueError.
+
+    Bytes of a file name that are not UTF-8, lone surrogates in Python, become JSON's own escapes, such as \\udce9.
+    """
+    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def output_folder(path: str | os.PathLike[str]) -> Path:
     """Make the folder `path` if it is not there and check that files can be written; raises UserError."""
+    if not os.fspath(path):  # Path makes the current folder of it
+        raise UserError("the output folder has no name; write . for the current folder")
     folder = Path(path)
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    missing = [p for p in (folder, *folder.parents) if kind_of_path(p) is None]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

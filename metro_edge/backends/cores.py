@@ -6,9 +6,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
 
 from metro_edge.errors import UserError
 from metro_edge.machine import usable_cores
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral)
 
 
 def check_cores(threads: int | None, affinity: Sequence[int] | None) -> tuple[int | None, tuple[int, ...] | None]:
@@ -23,7 +29,8 @@ def check_cores(threads: int | None, affinity: Sequence[int] | None) -> tuple[in
             named twice, of another number than the threads, or a system that pins no threads.
     """
     most = usable_cores()
-    if threads is not None and not 1 <= threads <= most:  # engines' threads spin: more than cores cost seconds a call
+    # Engines' threads spin: more than cores cost seconds a call.
+    if threads is not None and not (_is_whole(threads) and 1 <= threads <= most):
         raise UserError(
             f"the number of threads must be 1 to {most}, the cores that this process may use; got {threads}"
         )

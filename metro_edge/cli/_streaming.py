@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +23,23 @@ PICTURE_OPTIONS = ("side_by_side", "smpl_parameters", "smpl", "smpl_gender", "sm
 
 def is_stream(sources: Sequence[str]) -> bool:
     """Whether the sources are a video, a folder or a live source, not pictures; raises UserError for a mixture."""
-    from metro_edge.video.live import is_live
-    from metro_edge.video.sources import VIDEO_SUFFIXES
-
-    streams = [
-        source
-        for source in sources
-        if is_live(source) or Path(source).is_dir() or Path(source).suffix.lower() in VIDEO_SUFFIXES
-    ]
+    streams = [source for source in sources if _is_stream(source)]
     if streams and len(sources) > 1:
         raise UserError(f"one video, folder or live source at a time, got {len(sources)} sources with {streams[0]}")
     return bool(streams)
+
+
+def _is_stream(source: str) -> bool:
+    from metro_edge.files import kind_of_path
+    from metro_edge.video.live import is_live
+    from metro_edge.video.sources import VIDEO_SUFFIXES, is_picture
+
+    if is_live(source):
+        return True
+    path, kind = Path(source), kind_of_path(source)
+    if kind is None or not source:  # a mistake, and of a picture if the suffix does not say otherwise
+        return path.suffix.lower() in VIDEO_SUFFIXES
+    return kind != "file" or not is_picture(path)
 
 
 def open_stream(args: argparse.Namespace, mesh: bool = True) -> Stream:
@@ -51,7 +58,7 @@ def open_stream(args: argparse.Namespace, mesh: bool = True) -> Stream:
         args.bundle,
         args.precision,
         args.backend,
-        threads=stream_threads() if args.threads is None and args.affinity is None else args.threads,
+        threads=stream_threads(args.backend) if args.threads is None and args.affinity is None else args.threads,
         focal_px=args.focal_px,
         crop_rule=args.crop_rule,
         affinity=args.affinity,
@@ -101,4 +108,6 @@ def run_stream(args: argparse.Namespace) -> int:
 def _progress(results: Any, count: int | None) -> Any:
     from tqdm import tqdm
 
+    if sys.stderr is None:  # closed by the caller
+        return results
     return tqdm(results, total=count, unit="frame", leave=False, dynamic_ncols=True)

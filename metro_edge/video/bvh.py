@@ -175,6 +175,8 @@ class BvhFiles(Sink):
         """Write a file per person."""
         assert self.path is not None
         try:
+            if not self._rows:
+                self.notes.append(f"nobody was seen: no {self.path.stem}.person*.bvh was written")
             for identity, rows in sorted(self._rows.items()):
                 path = self.path.with_name(f"{self.path.stem}.person{identity}.bvh")
                 with written(path), replacing(path) as partial, open(partial, "w", encoding="ascii") as file:

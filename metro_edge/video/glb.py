@@ -81,12 +81,18 @@ class GlbFile(Sink):
             self.notes.append(f"{self.path} ends before the source does: a GLB holds 4 GB at most")
         self._full = True
 
+    @property
+    def paths(self) -> list[Path]:
+        """The file, if somebody was seen."""
+        return super().paths if self._seen else []
+
     def close(self, complete: bool = True) -> None:
-        """Write the file; raises UserError when nobody was seen, or it cannot be written."""
+        """Write the file; raises UserError when it cannot be written."""
         assert self.path is not None
         try:
-            if not self._spool.rows:
-                raise UserError(f"nobody to write to {self.path}")
+            if not self._seen:
+                self.notes.append(f"nobody was seen: no {self.path} was written")
+                return
             with written(self.path), replacing(self.path) as partial, open(partial, "wb") as file:
                 _Document(self._spool, self._faces, self._ground).write(file, self._seen)
         finally:
@@ -147,7 +153,9 @@ class _Document:
         attributes = {"POSITION": self._positions(base, -1)}
         primitive: dict[str, Any] = {"attributes": attributes, "indices": faces, "material": 0}
         mesh: dict[str, Any] = {"primitives": [primitive]}
-        node: dict[str, Any] = {"mesh": len(self.meshes), "name": f"person{identity}", "scale": [0.0, 0.0, 0.0]}
+        # Viewers that do not animate show the beginning.
+        at_rest = [1.0 if piece[0][0] <= 0 else 0.0] * 3
+        node: dict[str, Any] = {"mesh": len(self.meshes), "name": f"person{identity}", "scale": at_rest}
         number = len(self.nodes)
         times = [time_s for time_s, _, _ in piece]
         if targets:

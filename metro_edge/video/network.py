@@ -86,8 +86,13 @@ class Network:
         self._workers.shutdown()
 
 
-def stream_threads() -> int:
-    """Return the network's threads where none were given: a core is left to decoding, drawing and encoding."""
+def stream_threads(backend: str = "onnxruntime") -> int | None:
+    """Return the network's threads where none were given: a core is left to decoding, drawing and encoding.
+
+    None for an engine on a GPU, which has none.
+    """
+    if backend == "tensorrt":
+        return None
     return max(1, cores() - 1)
 
 

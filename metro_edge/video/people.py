@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metro_edge.body import Body
 from metro_edge.errors import UserError
-from metro_edge.preprocess import check_boxes
+from metro_edge.preprocess import MAX_SIDE_PX, check_boxes
 from metro_edge.timing import StageClock
 from metro_edge.video.boxes import BoxTable
 from metro_edge.video.sources import SourceFrame
@@ -45,6 +45,11 @@ class People(ABC):
 
     # Told where the time goes; the pipeline puts its own clock here.
     clock: StageClock = StageClock()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about how it went, such as boxes that fit no frame."""
+        return []
 
     @abstractmethod
     def __call__(self, frame: SourceFrame, estimate: Estimate) -> list[Person]:
@@ -87,32 +92,66 @@ class KnownBoxes(People):
         return self.taken(frame, boxes, estimate(boxes))
 
 
-class GivenPeople(KnownBoxes):
-    """Boxes from a file or the caller: nothing is searched, frames without boxes have nobody.
-
-    Args:
-        table: boxes and, where it has them, identities by frame; boxes without are numbered in their order.
-    """
+class TableBoxes(KnownBoxes):
+    """Boxes by frame: nothing is searched, frames without boxes have nobody."""
 
     def __init__(self, table: BoxTable) -> None:
         self.table = table
+        self._used = self._unfit = 0
 
     def ahead(self, frame: SourceFrame) -> Boxes:
         """Return the frame's boxes, without those that do not fit it."""
-        return usable_boxes(self.table, frame)[0]
+        return self._rows(frame)[0]
 
     def taken(self, frame: SourceFrame, boxes: Boxes, bodies: list[Body | None]) -> list[Person]:
-        """Return the people with the identities and scores of the table."""
-        _, identities, scores = usable_boxes(self.table, frame)
+        """Return the people with their identities and the scores of the table."""
+        _, numbers, scores = self._rows(frame)
+        self._used += len(boxes)
+        self._unfit += len(self.table.of_frame(frame.index, frame.picture).boxes) - len(boxes)
+        identities = self.identities(frame, boxes, numbers)
         found = zip(bodies, identities, scores, strict=True)
         return [Person(int(i), body, float(score), body_box(body)) for body, i, score in found if body is not None]
 
+    @abstractmethod
+    def identities(self, frame: SourceFrame, boxes: Boxes, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return who is in the boxes (N, 4); `numbers` (N,) are the table's."""
+
+    @property
+    def notes(self) -> list[str]:
+        """How many boxes were of no use, and why."""
+        if self._unfit:
+            return [f"{self._unfit} boxes were left out: outside of their frames, or less than a pixel wide or high"]
+        return [] if self._used else [f"none of the {self.table.count} boxes is of a frame that was read"]
+
+    def _rows(self, frame: SourceFrame) -> tuple[Boxes, NDArray[np.int64], NDArray[np.float64]]:
+        """Return boxes (N, 4), numbers (N,) and scores (N,) of a frame, without boxes that do not fit it."""
+        rows = self.table.of_frame(frame.index, frame.picture)
+        boxes = inside(rows.boxes, frame.image.shape[:2])
+        kept = np.isfinite(boxes).all(axis=1)
+        return boxes[kept], rows.identities[kept], rows.scores[kept]
+
+
+class GivenPeople(TableBoxes):
+    """Boxes from a file or the caller, with the table's identities, or where it has none numbered in their order."""
+
+    def identities(self, frame: SourceFrame, boxes: Boxes, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the table's."""
+        return numbers
+
+    def again(self) -> GivenPeople:
+        """Return one of the same boxes."""
+        return GivenPeople(self.table)
+
 
 class FixedPeople(KnownBoxes):
-    """The same boxes in every frame, as for people who keep their place, numbered from 1."""
+    """The same boxes (N, 4) or (4,) in every frame, as for people who keep their place, numbered from 1.
+
+    Raises:
+        UserError: boxes that fit no frame.
+    """
 
     def __init__(self, boxes: ArrayLike) -> None:
-        self.boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+        self.boxes = check_boxes(boxes, (MAX_SIDE_PX, MAX_SIDE_PX))
 
     def ahead(self, frame: SourceFrame) -> Boxes:
         """Return the boxes; raises UserError where they do not fit the frame."""
@@ -122,14 +161,6 @@ class FixedPeople(KnownBoxes):
         """Return the people, numbered by their boxes."""
         found = enumerate(bodies, 1)
         return [Person(number, body, 1.0, body_box(body)) for number, body in found if body is not None]
-
-
-def usable_boxes(table: BoxTable, frame: SourceFrame) -> tuple[Boxes, NDArray[np.int64], NDArray[np.float64]]:
-    """Return the boxes (N, 4), identities (N,) and scores (N,) of a frame, without those that do not fit it."""
-    rows = table.of_frame(frame.index)
-    boxes = inside(rows.boxes, frame.image.shape[:2])
-    kept = np.isfinite(boxes).all(axis=1)
-    return boxes[kept], rows.identities[kept], rows.scores[kept]
 
 
 def body_box(body: Body) -> Boxes:

@@ -107,15 +107,33 @@ class OverlayVideo(Sink):
         """Open the file; `draw` makes the picture of a result. Raises UserError."""
         self.path, self.notes, self._draw = Path(path), [], draw
         self._encoder = VideoEncoder(path, fps)
+        self._hw: tuple[int, int] | None = None
 
     def write(self, result: FrameResult) -> None:
         """Draw and encode the frame."""
-        self._encoder.write(self._draw(result), result.time_s)
+        self._encoder.write(self._fitted(self._draw(result)), result.time_s)
         if self._encoder.count == 1 and self._encoder.codec != "H.264":
             self.notes.append(
                 f"{self.path} is {self._encoder.codec}, which browsers do not play: this OpenCV has no H.264 encoder; "
                 "pip install 'metro-edge[video]'"
             )
+
+    def _fitted(self, picture: Frame) -> Frame:
+        """Return the picture, scaled between black borders if it has another size than the first: videos have one."""
+        if self._hw is None:
+            self._hw = (picture.shape[0], picture.shape[1])
+        (height, width), (h, w) = self._hw, picture.shape[:2]
+        if (height, width) == (h, w):
+            return picture
+        note = f"{self.path}: pictures of other sizes than {width} x {height} px are scaled into it"
+        if note not in self.notes:
+            self.notes.append(note)
+        gain = min(height / h, width / w)
+        size = (max(1, min(width, round(w * gain))), max(1, min(height, round(h * gain))))
+        canvas = np.zeros((height, width, 3), np.uint8)
+        top, left = (height - size[1]) // 2, (width - size[0]) // 2
+        canvas[top : top + size[1], left : left + size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        return canvas
 
     def close(self, complete: bool = True) -> None:
         """Put the file in its place."""
@@ -165,7 +183,8 @@ class SinkThread:
                 writing.put(result)
 
     At the end of the block all files are finished, also after an exception or an interruption: they hold what was
-    written until then. A sink that fails is discarded, and its error raised by the next `put`, or at the end.
+    written until then. Where that is nothing they are discarded, so that a mistake leaves an earlier run's files alone.
+    A sink that fails is discarded, and its error raised by the next `put`, or at the end.
 
     Attributes:
         complete: set it to False before the end of the block when the source was not read to its end.
@@ -176,6 +195,7 @@ class SinkThread:
         self.sinks, self.complete = list(sinks), True
         self.paths: list[Path] = []
         self._broken: list[Sink] = []
+        self._taken = 0
         self._error: UserError | None = None
         self._waiting: queue.Queue[FrameResult | None] = queue.Queue(QUEUE)
         self._thread = threading.Thread(target=self._write, name="write", daemon=True)
@@ -187,6 +207,7 @@ class SinkThread:
             error, self._error = self._error, None
             raise error
         self._waiting.put(result)
+        self._taken += 1
 
     @property
     def notes(self) -> list[str]:
@@ -219,6 +240,9 @@ class SinkThread:
         complete = self.complete and kind is None
         for sink in self.sinks:
             if sink in self._broken:
+                continue
+            if not (complete or self._taken):
+                sink.discard()
                 continue
             self._guarded(sink, lambda sink=sink: sink.close(complete))  # type: ignore[misc]
             if sink not in self._broken:

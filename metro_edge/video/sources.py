@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import cv2
 
 from metro_edge.errors import UserError
+from metro_edge.files import kind_of_path, reason
 from metro_edge.preprocess import Frame, check_frame, read_picture
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -24,6 +27,10 @@ DEFAULT_FPS = 25.0  # of pictures in a row, and of files that do not say
 MAX_FPS = 1000.0  # containers without a rate state their clock, 90,000 a second, instead
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
 @dataclass(frozen=True, eq=False)
 class SourceFrame:
     """One frame of a source.
@@ -33,12 +40,14 @@ class SourceFrame:
         time_s: when it is shown, from the source's beginning (files), or when it was taken, from the opening (live).
         image: (H, W, 3) uint8 BGR, upright.
         focal_px: focal length that the frame's own metadata give, or None.
+        picture: name of the picture's file, without its folder; None for frames of a video.
     """
 
     index: int
     time_s: float
     image: Frame
     focal_px: float | None = None
+    picture: str | None = None
 
     @property
     def hw(self) -> tuple[int, int]:
@@ -63,14 +72,20 @@ class Span:
     def __post_init__(self) -> None:
         if self.stride < 1:
             raise UserError(f"stride must be at least 1, got {self.stride}")
-        if not self.start_s >= 0:
-            raise UserError(f"start must be a number of seconds from 0 on, got {self.start_s}")
+        for name, value in (("start", self.start_s), ("end", self.end_s)):
+            if value is not None and not (_is_number(value) and 0 <= value < math.inf):
+                raise UserError(f"{name} must be a number of seconds from 0 on, got {value!r}")
         if self.end_s is not None and not self.end_s > self.start_s:
             raise UserError(f"end must be later than start, got {self.end_s:g} s after {self.start_s:g} s")
 
     def over(self, time_s: float) -> bool:
         """Whether a source may stop at `time_s`."""
         return self.end_s is not None and time_s >= self.end_s
+
+    def nothing(self, what: str, last_s: float) -> UserError:
+        """Return the error for a source `what` without a frame in the span, whose last one is at `last_s`."""
+        end = "" if self.end_s is None else f" and before {self.end_s:g} s"
+        return UserError(f"{what} has no frame from {self.start_s:g} s on{end}: its last one read is at {last_s:.2f} s")
 
 
 class Source(ABC):
@@ -117,8 +132,12 @@ class VideoFile(Source):
         self.path = Path(path)
         self.name, self.stem, self.span = self.path.name, self.path.stem, span
         self.notes = []
-        if not self.path.is_file():
+        if kind_of_path(self.path) != "file":
             raise UserError(f"no video at {path}")
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{str(path)!r}: OpenCV opens videos whose names are UTF-8; rename it") from None
         if not self.path.stat().st_size:
             raise UserError(f"{path} is empty: a video file of 0 bytes")
         capture = self._open()
@@ -143,6 +162,8 @@ class VideoFile(Source):
                 index += 1
                 time_s = self._time(capture, index, time_s)
                 if self.span.over(time_s):
+                    if not taken:
+                        raise self.span.nothing(self.name, time_s)
                     return
                 if time_s < self.span.start_s:
                     continue
@@ -154,6 +175,8 @@ class VideoFile(Source):
                     break
                 yield SourceFrame(index, time_s, check_frame(image))
             self._say_how_it_ended(index + 1)
+            if not taken:
+                raise self.span.nothing(self.name, time_s)
         finally:
             capture.release()
 
@@ -173,9 +196,12 @@ class VideoFile(Source):
 
     def _open(self) -> cv2.VideoCapture:
         # FFmpeg by name: other readers of OpenCV would take `a_001.png` for the first picture of a row.
-        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
+        # And by its whole path: a colon in a relative one would end the name of a protocol.
+        capture = cv2.VideoCapture(os.path.abspath(self.path), cv2.CAP_FFMPEG)
         if not capture.isOpened():
             capture.release()
+            if not os.access(self.path, os.R_OK):
+                raise UserError(f"cannot read {self.path}: permission denied")
             raise UserError(f"{self.path} is not a video that OpenCV can read: damaged, cut short or another format")
         return capture
 
@@ -190,8 +216,7 @@ class Pictures(Source):
     def __init__(self, paths: Sequence[str | os.PathLike[str]], fps: float = DEFAULT_FPS, span: Span = Span()) -> None:
         if not paths:
             raise UserError("no pictures were given")
-        if not 0 < fps <= MAX_FPS:
-            raise UserError(f"fps must be a positive number up to {MAX_FPS:g}, got {fps}")
+        _check_fps(fps)
         self.paths = [Path(path) for path in paths]
         self.name = str(self.paths[0]) if len(paths) == 1 else f"{len(paths)} pictures"
         self.stem, self.fps, self.span, self.notes = self.paths[0].stem, fps, span, []
@@ -201,15 +226,22 @@ class Pictures(Source):
             if index / fps >= span.start_s and not span.over(index / fps)
         ][:: span.stride]
         self.count = len(self._wanted)
+        if not self._wanted:
+            raise span.nothing(self.name, (len(self.paths) - 1) / fps)
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike[str], fps: float = DEFAULT_FPS, span: Span = Span()) -> Pictures:
         """Return the pictures of a folder in the order of the numbers in their names; raises UserError."""
         path = Path(folder)
-        files = [file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()]
+        try:
+            # Names that begin with a dot are what systems keep beside pictures, such as macOS's `._f0.jpg`.
+            named = [file for file in path.iterdir() if not file.name.startswith(".")]
+        except OSError as error:
+            raise UserError(f"cannot look into folder {path}: {reason(error)}") from None
+        files = [file for file in named if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()]
         if not files:
             raise UserError(f"no pictures in folder {path}; known endings: {', '.join(PICTURE_SUFFIXES)}")
-        ordered = sorted(files, key=_in_order)
+        ordered = sorted(files, key=lambda file: number_order(file.name))
         pictures = cls(ordered, fps, span)
         pictures.name = pictures.stem = path.resolve().name
         return pictures
@@ -219,13 +251,14 @@ class Pictures(Source):
 
         for index, path in self._wanted:
             image = read_picture(path)
-            yield SourceFrame(index, index / self.fps, image, exif_focal_px(path, image.shape[:2]))
+            yield SourceFrame(index, index / self.fps, image, exif_focal_px(path, image.shape[:2]), path.name)
 
 
 class Arrays(Source):
     """Frames (H, W, 3) uint8 BGR, or SourceFrames, from any iterable of the caller's."""
 
     def __init__(self, frames: Iterable[Any], fps: float = DEFAULT_FPS, span: Span = Span()) -> None:
+        _check_fps(fps)
         self.frames, self.fps, self.span, self.notes = frames, fps, span, []
         self.name = self.stem = "frames"
 
@@ -262,12 +295,12 @@ def open_source(source: Any, span: Span = Span(), fps: float | None = None) -> S
     if is_live(source):
         return LiveSource(source, span)
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if path.is_dir():
+        path, kind = Path(source), kind_of_path(source)
+        if kind == "folder":
             return Pictures.of_folder(path, rate, span)
-        if not path.exists():
+        if kind is None:
             raise UserError(f"no source at {source}: no file, folder, camera number, address or GStreamer description")
-        if path.suffix.lower() in PICTURE_SUFFIXES:
+        if is_picture(path):
             return Pictures([path], rate, span)
         return VideoFile(path, span)
     if isinstance(source, Sequence) and source and all(isinstance(one, (str, os.PathLike)) for one in source):
@@ -277,6 +310,17 @@ def open_source(source: Any, span: Span = Span(), fps: float | None = None) -> S
     raise UserError(f"a source must be a path, a camera's number, an address or frames, got {type(source).__name__}")
 
 
-def _in_order(path: Path) -> list[Any]:
-    """Sort key that puts frame10 after frame9: texts and numbers of the name in turn."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", path.name)]
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture, by its suffix, and where that says nothing by its first bytes."""
+    suffix = path.suffix.lower()
+    return suffix in PICTURE_SUFFIXES or (suffix not in VIDEO_SUFFIXES and cv2.haveImageReader(os.path.abspath(path)))
+
+
+def _check_fps(fps: float) -> None:
+    if not (_is_number(fps) and 0 < fps <= MAX_FPS):
+        raise UserError(f"fps must be a positive number up to {MAX_FPS:g}, got {fps!r}")
+
+
+def number_order(name: str) -> list[Any]:
+    """Return a sort key that puts frame10 after frame9: texts and numbers of the name in turn."""
+    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", name)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -119,11 +120,14 @@ class Stream:
         self._camera = None if camera_matrix is None else Intrinsics.from_matrix(camera_matrix)
         self.in_flight = frames_in_flight(in_flight, source, estimator)
         self._reader: Reader | None = None
-        self._stopping = False
+        self._once = threading.Lock()
+        self._stopping = self._closed = False
 
     def __iter__(self) -> Iterator[FrameResult]:
-        if self._reader is not None:
+        if not self._once.acquire(blocking=False):
             raise UserError("a stream can be iterated over once; open another one")
+        if self._closed:
+            raise UserError("the stream is closed; open another one")
         if self._stopping:
             return
         clock = self.people.clock = StageClock()
@@ -190,6 +194,7 @@ class Stream:
 
     def close(self) -> None:
         """Stop and free source and engine; doing it twice is fine."""
+        self._closed = True
         self.stop()
         if self._reader is not None:
             self._reader.close()
@@ -198,7 +203,7 @@ class Stream:
     @property
     def notes(self) -> list[str]:
         """What the user should know about the reading, such as a file that ended early or a camera that came back."""
-        return list(self.source.notes)
+        return [*self.source.notes, *self.people.notes]
 
     def __enter__(self) -> Self:
         return self
@@ -253,7 +258,7 @@ def stream(
     """
     people = choose_people(boxes, detector, detect_every)
     opened = open_source(source, Span(start_s, end_s, stride), fps)
-    threads = stream_threads() if threads is None else threads
+    threads = stream_threads(backend) if threads is None else threads
     at_once = default_in_flight(opened) if in_flight is None else in_flight
     estimator = MeshEstimator.from_bundle(
         bundle, precision, backend, threads=threads, focal_px=focal_px, in_flight=at_once

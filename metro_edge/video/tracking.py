@@ -9,21 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metro_edge.body import Body
 from metro_edge.errors import MissingExtraError, UserError
 from metro_edge.video.boxes import BoxTable
 from metro_edge.video.detector import Detector, OnnxDetector
 from metro_edge.video.people import (
     Boxes,
     Estimate,
-    KnownBoxes,
     People,
     Person,
+    TableBoxes,
     body_box,
     inside,
     overlap,
     share_in_frame,
-    usable_boxes,
 )
 from metro_edge.video.sources import SourceFrame
 
@@ -74,24 +72,40 @@ class IdentityTracker:
         return identities
 
 
-class TrackedBoxes(KnownBoxes):
-    """Boxes from a file that does not say who is who: identities by the tracker."""
+class TrackedBoxes(TableBoxes):
+    """Boxes from a file that does not say who is who: identities by the tracker.
+
+    What the caller gives is certain: every box is somebody from its first frame on, also before the tracker knows them.
+    """
 
     def __init__(self, table: BoxTable) -> None:
-        self.table = table
+        super().__init__(table)
         self._tracker = IdentityTracker()
+        self._number_of: dict[int, int] = {}  # the tracker's identity -> ours
+        self._last: dict[int, tuple[Boxes, float]] = {}  # identity -> where and when they were seen last
+        self._count = 0
 
-    def ahead(self, frame: SourceFrame) -> Boxes:
-        """Return the frame's boxes, without those that do not fit it."""
-        return usable_boxes(self.table, frame)[0]
-
-    def taken(self, frame: SourceFrame, boxes: Boxes, bodies: list[Body | None]) -> list[Person]:
-        """Return a person per box that the tracker knows."""
-        scores = usable_boxes(self.table, frame)[2]
+    def identities(self, frame: SourceFrame, boxes: Boxes, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return who is in the boxes: whom the tracker finds again, else who was there last, else someone new."""
         with self.clock("track"):
-            identities = self._tracker(boxes, scores, frame.time_s)
-        found = zip(bodies, identities, scores, strict=True)
-        return [Person(int(i), body, float(s), body_box(body)) for body, i, s in found if body is not None and i > 0]
+            tracked = self._tracker(boxes, np.ones(len(boxes)), frame.time_s)
+            result = np.array([self._number_of.get(int(identity), 0) for identity in tracked], np.int64)
+            self._last = {n: seen for n, seen in self._last.items() if frame.time_s - seen[1] <= REMEMBERED_S}
+            for row in np.flatnonzero(result == 0):
+                result[row] = self._unnamed(boxes[row], set(result.tolist()))
+                if tracked[row] > 0:  # under one identity of the tracker's at a time
+                    self._number_of = {t: n for t, n in self._number_of.items() if n != result[row]}
+                    self._number_of[int(tracked[row])] = int(result[row])
+            self._last |= {int(n): (box, frame.time_s) for n, box in zip(result, boxes, strict=True)}
+        return result
+
+    def _unnamed(self, box: Boxes, taken: set[int]) -> int:
+        """Return who was last seen where the box is and is in no other, or a new number."""
+        overlaps = {n: float(overlap(box, last)[0, 0]) for n, (last, _) in self._last.items() if n not in taken}
+        if max(overlaps.values(), default=0.0) >= LEAST_OVERLAP:
+            return max(overlaps, key=lambda n: overlaps[n])
+        self._count += 1
+        return self._count
 
     def again(self) -> TrackedBoxes:
         """Return one of the same boxes that knows nobody yet."""
@@ -170,6 +184,8 @@ class DetectedPeople(People):
         self._since, self.detections = 0, self.detections + 1
         with self.clock("detect"):
             found = self.detector(frame.image)
+        if not (hasattr(found, "boxes") and hasattr(found, "scores")):
+            raise UserError(f"a detector must return metro_edge.video.detector.Detections, got {type(found).__name__}")
         result = [
             _Followed(box, float(score), np.zeros(4)) for box, score in zip(found.boxes, found.scores, strict=True)
         ]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import metro_edge
+from metro_edge import cli
 from metro_edge.backends import open_session
 from metro_edge.backends import tensorrt as module
 from metro_edge.backends.gpu import first_gpu
 from metro_edge.errors import PredictionError, UserError
 from metro_edge.plans.options import BatchProfile
 from tests.metro_edge.cuda.conftest import device, session_device  # noqa: F401 - fixtures
+from tests.metro_edge.video.clips import write_clip
 from tests.virtual_gpu.tensorrt import StandIn, write_plan
 
 
@@ -69,6 +72,28 @@ def test_closing_and_failing(session_of):
         session_of(threads=2)
     with pytest.raises(UserError, match="number 9 was asked for"):
         session_of(ordinal=9)
+
+
+@pytest.mark.gpu
+def test_a_video_on_the_gpu(device, shared_bundle, tmp_path, monkeypatch):  # noqa: F811
+    """The engine has no threads to set, and runs in the thread of whoever reads the stream."""
+    plan = write_plan(tmp_path, shared_bundle, "fp32", first_gpu().compute_capability, (BatchProfile(1, 1, 4),))
+    monkeypatch.setattr(module, "load_library", lambda name="auto": StandIn())
+    monkeypatch.setattr(module, "named_or_cached", lambda *_: plan)
+    frames = [np.random.default_rng(k).integers(0, 256, (120, 160, 3), dtype=np.uint8) for k in range(4)]
+    boxes = [[10.0, 10, 60, 90], [70.0, 20, 60, 90]]
+    with (
+        metro_edge.stream(frames, shared_bundle, boxes=boxes, backend="tensorrt") as found,
+        metro_edge.stream(frames, shared_bundle, boxes=boxes) as wanted,
+    ):
+        for one, other in zip(found, wanted, strict=True):
+            assert len(one.bodies) == len(other.bodies) == 2
+            for a, b in zip(one.bodies, other.bodies, strict=True):
+                np.testing.assert_allclose(a.vertices, b.vertices, atol=1e-4)
+    command = ["run", "--bundle", str(shared_bundle.path), "--backend", "tensorrt", "--box", "0,0,64,48"]
+    clip = write_clip(tmp_path / "a.mp4", 3)
+    assert cli.main([*command, str(clip), "--write", "jsonl", "-o", str(tmp_path / "out")]) == 0
+    assert len((tmp_path / "out" / "a.jsonl").read_text().splitlines()) == 5
 
 
 def test_without_a_gpu_the_backend_says_so(shared_bundle, monkeypatch):

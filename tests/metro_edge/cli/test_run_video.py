@@ -48,6 +48,26 @@ def test_all_files_of_a_video(shared_bundle, tmp_path, capsys):
     assert "walk.mp4: 12 frames -> " in printed and "network" in printed and "p50 ms" in printed
 
 
+def test_nobody_in_a_clip_is_said(shared_bundle, tmp_path, capsys):
+    clip = write_clip(tmp_path / "a.mp4", 3)
+    (tmp_path / "boxes.txt").write_text("9,1,1,1,60,40\n")
+    kinds = "jsonl,overlay,npz,glb,bvh"
+    assert run(shared_bundle, clip, "--boxes", tmp_path / "boxes.txt", "--write", kinds, "-o", tmp_path / "out") == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.jsonl", "a.npz", "a.overlay.mp4"]
+    printed = capsys.readouterr().out
+    assert "note: none of the 1 boxes is of a frame that was read" in printed
+    assert "a.glb was written" in printed and "a.person*.bvh was written" in printed
+
+
+def test_a_video_of_an_unknown_ending_and_no_place_for_progress(shared_bundle, tmp_path):
+    clip = write_clip(tmp_path / "a.mp4", 3)
+    os.rename(clip, tmp_path / "a.m2ts")
+    command = [sys.executable, "-m", "metro_edge", "run", "--bundle", str(shared_bundle.path), str(tmp_path / "a.m2ts")]
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command, *WHOLE, "--write", "jsonl", "-o", str(tmp_path / "out")]
+    done = subprocess.run(shell, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0 and "a.m2ts: 3 frames" in done.stdout
+
+
 def test_options_of_time_and_smoothing(shared_bundle, tmp_path):
     clip = write_clip(tmp_path / "a.mp4", 30, fps=10)
     options = (
@@ -95,6 +115,15 @@ def test_a_folder_of_pictures_a_box_file_and_a_rotated_video(shared_bundle, tmp_
     _, *frames, _ = lines(tmp_path / "out" / "shots.jsonl")
     assert [[p["identity"] for p in f["people"]] for f in frames] == [[5], [], [5]]
     assert [f["time_s"] for f in frames] == [0, 0.2, 0.4]
+    # By COCO, pictures find their boxes by name.
+    images = [{"id": 7, "file_name": "a/2.png"}]
+    boxes = {"images": images, "annotations": [{"image_id": 7, "bbox": [0, 0, 60, 40], "track_id": 4}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    assert (
+        run(shared_bundle, folder, "--boxes", tmp_path / "boxes.json", "--write", "jsonl", "-o", tmp_path / "out") == 0
+    )
+    _, *frames, _ = lines(tmp_path / "out" / "shots.jsonl")
+    assert [[p["identity"] for p in f["people"]] for f in frames] == [[], [], [4]]
     clip = write_clip(tmp_path / "phone.mp4", 4)
     turn(clip, 90)
     assert run(shared_bundle, clip, "--box", "0,0,48,64", "--write", "overlay", "-o", tmp_path / "out") == 0
@@ -126,6 +155,9 @@ def bad_cases(tmp_path: Path) -> dict[str, tuple[list[object], str]]:
         "one at a time": ([clip, "--in-flight", "2", "--affinity", "0"], "runs one frame at a time, not 2"),
         "span": ([clip, "--start", "2", "--end", "1"], "later than start"),
         "picture option": ([clip, "--side-by-side"], "--side-by-side goes with pictures"),
+        "start": ([clip, "--start", "100"], "a.mp4 has no frame from 100 s on"),
+        "no start": ([clip, "--start", "inf"], "start must be a number of seconds"),
+        "box of nan": ([clip, "--box", "0,0,nan,1"], "is not finite"),
         "box outside": ([clip, "--box", "900,0,9,9"], "outside the 64 x 48 px frame"),
     }
 
@@ -143,7 +175,7 @@ def test_mistakes_are_one_line_and_leave_nothing(shared_bundle, tmp_path, capsys
         assert captured.err.strip().splitlines()[-1].startswith("error: "), (name, captured.err)
         assert message in captured.err, (name, captured.err)
         left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
-        assert [path for path in left if path.is_file() and path.suffix != ".jsonl"] == [], name
+        assert [path for path in left if path.is_file()] == [], name
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -128,8 +129,8 @@ def test_an_interrupted_run_says_so_and_a_discarded_one_leaves_nothing(tmp_path,
 
 def test_several_sinks_at_once_and_one_that_fails(tmp_path, clip):
     good = JsonLines(tmp_path / "good.jsonl", {})
-    bad = OverlayVideo(tmp_path / "bad.mp4", 25, lambda result: result.image[: 40 + result.index])  # sizes differ
-    with pytest.raises(UserError, match="one size"), SinkThread([bad, good]) as writing:
+    bad = OverlayVideo(tmp_path / "bad.mp4", 25, lambda result: result.image / 2)
+    with pytest.raises(UserError, match="a frame must be"), SinkThread([bad, good]) as writing:
         for result in clip:
             writing.put(result)
     assert [p.name for p in tmp_path.iterdir()] == ["good.jsonl"] == [p.name for p in writing.paths]
@@ -150,6 +151,36 @@ def test_an_exception_elsewhere_still_finishes_the_files(tmp_path, clip):
         writing.put(clip[0])
         raise RuntimeError("elsewhere")
     assert lines(tmp_path / "a.jsonl")[-1] == {"type": "end", "frames": 1, "complete": False}
+
+
+@pytest.mark.parametrize("error", [UserError, None])
+def test_where_nothing_was_written_an_earlier_file_stays(tmp_path, error):
+    """A mistake that shows with the first frame, and a signal before it."""
+    (tmp_path / "a.jsonl").write_text("earlier")
+    writing = SinkThread(
+        [JsonLines(tmp_path / "a.jsonl", {}), OverlayVideo(tmp_path / "a.mp4", 25, lambda result: None)]
+    )
+    with contextlib.suppress(UserError), writing:
+        writing.complete = False
+        if error:
+            raise error("a box outside")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"] and writing.paths == []
+    assert (tmp_path / "a.jsonl").read_text() == "earlier"
+
+
+def test_pictures_of_other_sizes_are_fitted_into_the_first(tmp_path, clip):
+    """A folder's pictures may differ, a video's frames may not."""
+    sizes = [(64, 48), (128, 96), (30, 60), (64, 48)]
+    draw = iter(np.full((height, width, 3), 200, np.uint8) for width, height in sizes)
+    sink = OverlayVideo(tmp_path / "a.mp4", 25, lambda result: next(draw))
+    for result in clip[:4]:
+        sink.write(result)
+    sink.close()
+    first, larger, narrow, last = (frame.image for frame in VideoFile(tmp_path / "a.mp4"))
+    assert all(image.shape == (48, 64, 3) for image in (first, larger, narrow, last))
+    assert abs(first.mean() - 200) < 3 and abs(larger.mean() - 200) < 3
+    assert abs(narrow[:, 22:42].mean() - 200) < 6 and narrow[:, :16].mean() < 6 and narrow[:, 48:].mean() < 6
+    assert sink.notes == [f"{tmp_path / 'a.mp4'}: pictures of other sizes than 64 x 48 px are scaled into it"]
 
 
 def test_no_window_without_a_screen(monkeypatch):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -67,8 +70,46 @@ def test_span(tmp_path):
         Span(stride=0)
     with pytest.raises(UserError, match="later than start"):
         Span(2.0, 1.0)
-    with pytest.raises(UserError, match="start must be"):
-        Span(-1.0)
+    for start in (-1.0, float("inf"), float("nan"), "1"):
+        with pytest.raises(UserError, match="start must be a number of seconds from 0 on"):
+            Span(start)
+    with pytest.raises(UserError, match="end must be a number of seconds"):
+        Span(0.0, float("inf"))
+
+
+@pytest.mark.parametrize("span", [Span(100.0), Span(1.91, 1.95)])
+def test_a_span_without_a_frame(tmp_path, span):
+    path = write_clip(tmp_path / "a.mp4", 20, fps=10)
+    with pytest.raises(UserError, match=r"a.mp4 has no frame from 1.*s on.*: its last one read is at 1.90 s"):
+        list(VideoFile(path, span))
+    cv2.imwrite(str(tmp_path / "a.png"), frame_of(0))
+    with pytest.raises(UserError, match=r"a.png has no frame from 1"):
+        Pictures([tmp_path / "a.png"], 10, span)
+
+
+def test_names_of_files(tmp_path, monkeypatch):
+    clip = write_clip(tmp_path / "a.mp4", 3)
+    os.rename(clip, tmp_path / "12:30:00.mp4")  # relative, a colon would end the name of a protocol
+    monkeypatch.chdir(tmp_path)
+    assert numbers(VideoFile("12:30:00.mp4")) == [0, 1, 2]
+    os.rename("12:30:00.mp4", "clip")  # without a suffix, what it holds says what it is
+    assert numbers(open_source("clip")) == [0, 1, 2]
+    cv2.imwrite("a.png", frame_of(5))
+    os.rename("a.png", "picture")
+    assert isinstance(open_source("picture"), Pictures)
+    latin = os.fsdecode(b"b\xe9.mp4")
+    os.rename("clip", latin)
+    with pytest.raises(UserError, match="whose names are UTF-8"):
+        VideoFile(latin)
+    with pytest.raises(UserError, match="cannot look at"):
+        open_source("a" * 300)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (tmp_path / "b.mp4").write_text("no video")
+    with pytest.raises(UserError, match=r"cannot read .*b.mp4: permission denied"):
+        VideoFile("b.mp4")
+    monkeypatch.setattr(Path, "iterdir", lambda self: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(UserError, match="cannot look into folder"):
+        open_source(tmp_path)
 
 
 def test_bad_files(tmp_path):
@@ -99,6 +140,7 @@ def test_folders_pictures_and_arrays(tmp_path):
     for number in (9, 10, 2):
         cv2.imwrite(str(tmp_path / f"frame{number}.png"), frame_of(number))
     (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "._frame9.png").write_text("what macOS keeps beside it")
     folder = open_source(tmp_path, fps=10)
     assert isinstance(folder, Pictures) and folder.count == 3 and folder.stem == tmp_path.name
     assert numbers(folder) == [2, 9, 10]
@@ -109,6 +151,7 @@ def test_folders_pictures_and_arrays(tmp_path):
     assert numbers(Pictures(paths, 10, Span(stride=2))) == [10]
     arrays = open_source([frame_of(k) for k in range(6)], Span(start_s=0.1, end_s=0.5, stride=2), fps=10)
     assert isinstance(arrays, Arrays) and [frame.index for frame in arrays] == [1, 3]
+    assert [frame.picture for frame in folder] == ["frame2.png", "frame9.png", "frame10.png"]
     given = SourceFrame(7, 1.5, frame_of(7))
     assert list(Arrays([given])) == [given]
 

@@ -113,6 +113,26 @@ def test_a_stream_ends_when_it_is_stopped_and_runs_once(shared_bundle, tmp_path)
     stopped.stop()
     assert list(stopped) == []
     stopped.close()
+    closed = metro_edge.stream(path, shared_bundle, boxes=[[0, 0, 64, 48]])
+    closed.close()
+    with pytest.raises(UserError, match="the stream is closed"):
+        next(iter(closed))
+    # Two threads at once: one of them reads, the other is told.
+    shared, ends = metro_edge.stream(path, shared_bundle, boxes=[[0, 0, 64, 48]]), []
+
+    def read() -> None:
+        try:
+            ends.append(len(list(shared)))
+        except UserError as error:
+            ends.append(str(error))
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    shared.close()
+    assert sorted(map(str, ends)) == ["200", "a stream can be iterated over once; open another one"]
 
 
 def test_mistakes(shared_bundle, frame, tmp_path):
@@ -120,6 +140,18 @@ def test_mistakes(shared_bundle, frame, tmp_path):
         metro_edge.stream([frame], shared_bundle, boxes=[[0, 0, 9, 9]], detector="a.onnx")
     with pytest.raises(UserError, match="no boxes at"):
         metro_edge.stream([frame], shared_bundle, boxes=tmp_path / "none.txt")
+    for wrong, message in {
+        "boxes": ({"boxes": np.zeros((2, 5))}, r"boxes must be \(N, 4\)"),
+        "turned": ({"boxes": np.ones((4, 2))}, r"boxes must be \(N, 4\)"),
+        "words": ({"boxes": [["a"] * 4]}, "boxes must be numbers"),
+        "nan": ({"boxes": [[0, 0, np.nan, 1]]}, "is not finite"),
+        "start": ({"start_s": "1"}, "start must be a number of seconds from 0 on, got '1'"),
+        "end": ({"end_s": float("inf")}, "end must be a number of seconds"),
+        "threads": ({"threads": 1.5}, "number of threads must be 1 to"),
+        "fps": ({"fps": "x"}, "fps must be a positive number"),
+    }.values():
+        with pytest.raises(UserError, match=message):
+            metro_edge.stream([frame], shared_bundle, **wrong)
     with (
         metro_edge.stream([frame], shared_bundle, boxes=[[500, 0, 9, 9]]) as stream,
         pytest.raises(UserError, match="outside the 160 x 120 px frame"),
@@ -131,6 +163,11 @@ def test_boxes_outside_the_frame_are_nobody(shared_bundle, frame, tmp_path):
     (tmp_path / "a.txt").write_text("1,1,10,10,50,80\n1,2,900,10,50,80\n3,1,20,10,50,80\n")
     with metro_edge.stream([frame] * 3, shared_bundle, boxes=tmp_path / "a.txt") as stream:
         assert [f.identities for f in stream] == [[1], [], [1]]
+        assert stream.notes == ["1 boxes were left out: outside of their frames, or less than a pixel wide or high"]
+    (tmp_path / "b.txt").write_text("9,1,10,10,50,80\n")
+    with metro_edge.stream([frame] * 3, shared_bundle, boxes=tmp_path / "b.txt") as stream:
+        assert [f.identities for f in stream] == [[], [], []]
+        assert stream.notes == ["none of the 1 boxes is of a frame that was read"]
 
 
 def test_where_nobody_is_the_estimator_says_none(bundle_of, network, frame):
@@ -209,3 +246,4 @@ def test_a_core_is_left_to_decoding(monkeypatch):
     assert stream_threads() == 3
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
     assert stream_threads() == 1
+    assert stream_threads("tensorrt") is None  # which has none

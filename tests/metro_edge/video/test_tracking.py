@@ -9,6 +9,7 @@ import metro_edge
 from benchmarks.mot import clear_mot
 from metro_edge.errors import MissingExtraError, UserError
 from metro_edge.video.detector import Detections
+from metro_edge.video.sources import SourceFrame
 from metro_edge.video.stream import choose_people
 from metro_edge.video.tracking import DetectedPeople, IdentityTracker
 
@@ -104,7 +105,44 @@ def test_boxes_without_identities_get_them(shared_bundle, tmp_path):
     (tmp_path / "det.txt").write_text("\n".join(rows))
     with metro_edge.stream(pictures(41), shared_bundle, boxes=tmp_path / "det.txt", fps=FPS) as stream:
         identities = [result.identities for result in stream]
-    assert all(len(ids) == 2 for ids in identities[1:]) and {i for ids in identities for i in ids} == {1, 2}
+    assert identities == [[1, 2]] * 41
+
+
+def rows_of(frames: range, score: float = 1.0, left: float = 20.0) -> str:
+    """Two people who keep their places."""
+    return "".join(f"{k + 1},-1,{left + 200 * n},60,40,100,{score}\n" for k in frames for n in (0, 1))
+
+
+@pytest.mark.parametrize(
+    "rows, wanted",
+    [
+        (rows_of(range(6)), [[1, 2]] * 6),
+        (rows_of(range(0, 6, 2)), [[1, 2], []] * 3),  # not in every frame
+        (rows_of(range(6), score=0.3), [[1, 2]] * 6),  # a detector that is unsure
+        (rows_of(range(3, 4)), [[], [], [], [1, 2], [], []]),  # a single time
+        (rows_of(range(1)) + rows_of(range(5, 6), left=110), [[1, 2], [], [], [], [], [3, 4]]),  # others, elsewhere
+    ],
+)
+def test_every_box_that_is_given_is_somebody(shared_bundle, tmp_path, rows, wanted):
+    (tmp_path / "det.txt").write_text(rows)
+    with metro_edge.stream(pictures(6), shared_bundle, boxes=tmp_path / "det.txt", fps=FPS) as stream:
+        assert [result.identities for result in stream] == wanted and stream.notes == []
+
+
+def test_an_identity_goes_to_one_box_at_a_time(shared_bundle, tmp_path):
+    """Boxes that flicker, so that the tracker loses people and finds them again."""
+    rng = np.random.default_rng(0)
+    rows = ""
+    for k in range(60):
+        for x in (20, 60, 100, 200):
+            if rng.random() < 0.7:
+                rows += f"{k + 1},-1,{x + rng.normal(0, 3):.1f},60,40,100\n"
+    (tmp_path / "det.txt").write_text(rows)
+    with metro_edge.stream(pictures(60), shared_bundle, boxes=tmp_path / "det.txt", fps=FPS) as stream:
+        found = [result.identities for result in stream]
+    assert all(len(set(ids)) == len(ids) for ids in found)
+    assert sum(map(len, found)) == len(rows.splitlines())
+    assert len({i for ids in found for i in ids}) <= 8
 
 
 def test_mistakes(tmp_path, monkeypatch):
@@ -112,6 +150,9 @@ def test_mistakes(tmp_path, monkeypatch):
         DetectedPeople(Walks({}), 0)
     with pytest.raises(UserError, match="an ONNX file or an object to call, got int"):
         DetectedPeople(5)
+    people = DetectedPeople(lambda image: [[0, 0, 9, 9]])
+    with pytest.raises(UserError, match=r"must return .*Detections, got list"):
+        people(SourceFrame(0, 0.0, pictures(1)[0]), lambda boxes: [])
     with pytest.raises(UserError, match="no detector at"):
         choose_people(None, tmp_path / "none.onnx")
     import builtins
