@@ -20,6 +20,7 @@ from metro_edge.files import json_bytes, output_folder, replacing
 from metro_edge.machine import LIBRARIES, cpu_model, describe_machine
 
 REFERENCE = "fp32"
+MOST_NAME = 80  # characters of a bundle's name in a file's name
 VERSIONS = (*LIBRARIES, "onnx", "torch", "anny")
 
 
@@ -185,13 +186,32 @@ def write_all(
     folder = output_folder(output)
     report = measure()
     device = report["device"]
-    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in report["bundle"]["name"]) or "bundle"
-    time = report["created"].replace("-", "").replace(":", "")
-    stem = f"{command}-{name}-{device['backend']}-{device['processor'].lower()}-{time}"
-    paths = [folder / f"{stem}{suffix}" for suffix in (".json", ".md", ".png")]
+    stem = f"{command}-{named(report)}-{device['backend']}-{device['processor'].lower()}-{when(report)}"
+    return write_three(folder / stem, report, markdown_of, plot)
+
+
+def write_three(
+    stem: Path,
+    report: dict[str, Any],
+    markdown_of: Callable[..., str],
+    plot: Callable[[Path, dict[str, Any]], None],
+) -> tuple[str, list[Path]]:
+    """Write `STEM.json`, `.md` and `.png`, all or none; see `write_all`."""
+    paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".json", ".md", ".png")]
     with contextlib.ExitStack() as stack:
         json_file, markdown_file, picture = (stack.enter_context(replacing(path)) for path in paths)
         plot(picture, report)
         json_file.write_bytes(json_bytes(report))
         markdown_file.write_text(markdown_of(report, paths[2].name), encoding="utf-8")
     return markdown_of(report), paths
+
+
+def named(report: dict[str, Any]) -> str:
+    """Return the bundle's name as a part of a file's name: a stranger's may hold anything."""
+    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in report["bundle"]["name"])
+    return name[:MOST_NAME] or "bundle"
+
+
+def when(report: dict[str, Any]) -> str:
+    """Return when a report was made, as a part of a file's name."""
+    return str(report["created"]).replace("-", "").replace(":", "")

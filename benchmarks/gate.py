@@ -116,7 +116,7 @@ def _checks(precision: str, entry: dict[str, Any], budgets: Budgets) -> list[Che
             )
         if budgets.confident and around is not None:
             what, value = f"{what}, upper end", around["high"]
-        found.append(Check(precision, what, value, budget))
+        found.append(Check(precision, what, float(value), budget))
 
     latency = entry["latency"][budgets.stage]
     name = budgets.stage.replace("_", " ")

@@ -23,6 +23,7 @@ where there are too few frames or none.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from tqdm import tqdm
 
 from benchmarks.common import chosen, command_line, header, opencv_threads, write_all
 from benchmarks.machine_state import doubts, read_state
-from benchmarks.queueing import ARRIVALS, Served, closed_loop, largest_rate, open_loop, planned
+from benchmarks.queueing import ARRIVALS, Served, check_plan, closed_loop, largest_rate, open_loop, planned
 from benchmarks.report import latency_entry, pack_samples
 from benchmarks.stage_frames import BACKEND_OF_GPU, bodies_of, engine_of, open_estimator
 from benchmarks.throughput import check_counts
@@ -107,18 +108,20 @@ class Settings:
             raise UserError(f"unknown backend {self.backend!r}; known: {', '.join(BACKENDS)}")
         if not self.loops or not set(self.loops) <= set(LOOPS):
             raise UserError(f"--loop must be of {', '.join(LOOPS)}, got {' '.join(self.loops) or 'none'}")
+        if self.seed < 0:
+            raise UserError(f"--seed must be at least 0, got {self.seed}")
         if self.arrivals not in ARRIVALS:
             raise UserError(f"unknown arrivals {self.arrivals!r}; known: {', '.join(ARRIVALS)}")
         positive = {"--rate": self.rates_hz, "--seconds": (self.seconds,), "--deadline-ms": (self.deadline_ms,)}
         for name, values in positive.items():
             if not values or not all(value > 0 and np.isfinite(value) for value in values):
                 raise UserError(f"{name} must be positive, got {' '.join(f'{v:g}' for v in values) or 'none'}")
+        for count, rate_hz in itertools.product(self.cameras, self.rates_hz):
+            check_plan(count, rate_hz, self.seconds, self.arrivals)
         if self.queue < 1:
             raise UserError(f"--queue must have room for at least 1 frame, got {self.queue}")
         if not 0 <= self.allowed < 1 or (self.tolerance is not None and not 0 < self.tolerance < 1):
             raise UserError("--allowed must be a share from 0 to below 1, --tolerance one between 0 and 1")
-        if self.seed < 0:
-            raise UserError(f"--seed must be at least 0, got {self.seed}")
 
     @property
     def command(self) -> str:

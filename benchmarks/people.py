@@ -172,6 +172,7 @@ def _frames_of(people: ShardedPeople, bundle: Bundle) -> LabelledSet | None:
 # What of a passport's parts names the seed of generated people, * standing for any name.
 _SEEDS = (
     ("training", "training", "train_seed"),
+    ("choice of the checkpoint", "training", "seed"),
     ("calibration", "calibration", "seed"),
     ("search of precisions", "quantization", "*", "samples", "*", "seed"),
     ("calibration", "quantization", "*", "calibration", "seed"),

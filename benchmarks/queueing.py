@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from metro_edge.errors import UserError
 
 ARRIVALS = ("periodic", "poisson")
+MOST_ARRIVALS = 2_000_000  # of one plan, which is held in memory
 Clock = Callable[[], float]
 Serve = Callable[[int], object]  # runs one frame of a camera, by its number, and waits for it
 
@@ -53,18 +54,29 @@ class Served:
         return self.dropped + int((self.latency_ms > deadline_ms).sum())
 
 
+def check_plan(cameras: int, rate_hz: float, seconds: float, arrivals: str) -> None:
+    """Raise UserError as `planned` does."""
+    if cameras < 1 or not (rate_hz > 0 and seconds > 0 and np.isfinite([rate_hz, seconds]).all()):
+        raise UserError(f"cannot plan {cameras} cameras at {rate_hz:g} Hz for {seconds:g} s: all must be positive")
+    if arrivals not in ARRIVALS:
+        raise UserError(f"unknown arrivals {arrivals!r}; known: {', '.join(ARRIVALS)}")
+    if cameras * rate_hz * seconds > MOST_ARRIVALS:
+        raise UserError(
+            f"{cameras} cameras at {rate_hz:g} Hz for {seconds:g} s are more than {MOST_ARRIVALS:,} frames: "
+            "take a lower rate or less time"
+        )
+
+
 def planned(cameras: int, rate_hz: float, seconds: float, arrivals: str, seed: int) -> list[tuple[float, int]]:
     """Return (seconds from the start, camera) of all arrivals, in order.
 
     Periodic cameras each begin at a drawn moment of their period; Poisson ones wait exponentially long between frames.
 
     Raises:
-        UserError: no camera, a rate or time that is not positive, or other arrivals than ARRIVALS.
+        UserError: no camera, a rate or time that is not positive, more than MOST_ARRIVALS frames, or other arrivals
+            than ARRIVALS.
     """
-    if cameras < 1 or not (rate_hz > 0 and seconds > 0 and np.isfinite([rate_hz, seconds]).all()):
-        raise UserError(f"cannot plan {cameras} cameras at {rate_hz:g} Hz for {seconds:g} s: all must be positive")
-    if arrivals not in ARRIVALS:
-        raise UserError(f"unknown arrivals {arrivals!r}; known: {', '.join(ARRIVALS)}")
+    check_plan(cameras, rate_hz, seconds, arrivals)
     random = np.random.default_rng((seed, cameras))
     plan: list[tuple[float, int]] = []
     for camera in range(cameras):

@@ -143,7 +143,10 @@ def _check(report: dict[str, Any]) -> None:
     if not report["precisions"]:
         raise ValueError("no precision was measured")
     for precision, entry in report["precisions"].items():
-        numbers = [entry["latency"][stage][key] for stage in STAGES for key in LATENCY_KEYS]
+        times = [entry["latency"][stage][key] for stage in STAGES for key in LATENCY_KEYS]
+        if not all(value > 0 for value in times):
+            raise ValueError(f"a time of {precision} is not positive")
+        numbers = list(times)
         numbers += _known(entry["accuracy"], report["schema_version"])
         ratios = [entry["latency"][stage]["ratio_to_fp32"] for stage in STAGES]
         numbers += [r[key] for r in ratios if r is not None for key in ("median", "low", "high")]

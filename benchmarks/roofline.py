@@ -37,6 +37,7 @@ from typing import Any
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
+from benchmarks.common import named, when, write_three
 from benchmarks.cpu_peaks import NAME as THIS_CPU
 from benchmarks.cpu_peaks import measure_cpu
 from engines.cost import NodeCost, node_costs
@@ -48,7 +49,7 @@ from metro_edge import __version__
 from metro_edge.bundle import Bundle
 from metro_edge.devices import DEVICES, Device, device
 from metro_edge.errors import UserError
-from metro_edge.files import json_bytes, output_folder, write_bytes
+from metro_edge.files import output_folder
 from metro_edge.machine import cpu_model, usable_cores
 
 SCHEMA_VERSION = 1
@@ -309,11 +310,5 @@ def run(
     words += ["--device", *devices] if devices else []
     words += ["--batch", str(batch)] if batch != 1 else []
     report = roofline_report(Bundle.load(path), precisions, devices, batch, " ".join(words))
-    folder = output_folder(output)
-    stem = f"roofline-{report['bundle']['name']}-{report['created'].replace('-', '').replace(':', '')}"
-    paths = [folder / f"{stem}{suffix}" for suffix in (".png", ".json", ".md")]
-    markdown = roofline_markdown(report, paths[0].name)
-    plot_roofline(paths[0], report)  # first: without matplotlib nothing is written
-    write_bytes(paths[1], json_bytes(report))
-    write_bytes(paths[2], markdown.encode())
-    return markdown, paths
+    stem = output_folder(output) / f"roofline-{named(report)}-{when(report)}"
+    return write_three(stem, report, roofline_markdown, plot_roofline)

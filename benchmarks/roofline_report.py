@@ -19,7 +19,7 @@ DEVICE_HEADER = (
 )  # fmt: skip
 
 
-def roofline_markdown(report: Mapping[str, Any], picture: str) -> str:
+def roofline_markdown(report: Mapping[str, Any], picture: str = "") -> str:
     """Return the tables of a roofline, with a link to its picture when that has a name."""
     bundle, total, batch = report["bundle"], report["total"], report["batch"]
     images = "1 image" if batch == 1 else f"{batch} images"

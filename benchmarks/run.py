@@ -22,9 +22,11 @@ from benchmarks.common import (
     engine_threads,
     engine_words,
     header,
+    named,
     processor_of,
     results_folder,
     shown_path,
+    when,
 )
 from benchmarks.details import REPROJECTION_PROTOCOL
 from benchmarks.latency import (
@@ -346,7 +348,5 @@ def _entry(
 
 
 def _stem(report: dict[str, Any]) -> str:
-    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in report["bundle"]["name"]) or "bundle"
-    time = report["created"].replace("-", "").replace(":", "")
     device = report["device"]
-    return f"{name}-{device['backend']}-{device['processor'].lower()}-{time}"
+    return f"{named(report)}-{device['backend']}-{device['processor'].lower()}-{when(report)}"

@@ -180,6 +180,8 @@ def measure(settings: Settings) -> dict[str, Any]:
         estimators = {
             p: stack.enter_context(open_estimator(bundle, p, settings.backend, settings.threads)) for p in precisions
         }
+        # First, as a target that nothing can be built for is a mistake.
+        plan = plan_builds(bundle, precisions, settings.backend, settings.plan_for)
         parts = header(
             KIND, SCHEMA_VERSION, bundle, settings.backend, settings.threads,
             {p: engine_of(estimator) for p, estimator in estimators.items()}, settings.command,
@@ -192,7 +194,6 @@ def measure(settings: Settings) -> dict[str, Any]:
         throughput = _throughput(settings, bundle, estimators, clips[precisions[0]])
     cold = cold_starts(bundle, precisions, settings.backend, settings.threads, settings.repeats)
     after = read_state(gpu)
-    plan = plan_builds(bundle, precisions, settings.backend, settings.plan_for)
     return {
         **parts,
         "source": _source(settings, clips[precisions[0]]),

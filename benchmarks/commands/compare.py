@@ -30,8 +30,11 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from benchmarks.compare import compare, compare_markdown
-    from benchmarks.report import read_report
+    from benchmarks.html.kinds import guarded, read_run
+    from benchmarks.html.reading import Result
 
-    a, b = read_report(args.a), read_report(args.b)
-    print(compare_markdown(a, b, compare(a, b, args.allow), args.allow), end="")
+    first, second = read_run(args.a), read_run(args.b)
+    a, b = first.data, second.data
+    both = Result(Path(f"{args.a} or {args.b}"), first.kind, {})
+    print(guarded(both, lambda: compare_markdown(a, b, compare(a, b, args.allow), args.allow)), end="")
     return 0

@@ -30,11 +30,12 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from benchmarks.gate import EXIT_BEYOND, Budgets, gate, gate_markdown
-    from benchmarks.report import read_report
+    from benchmarks.html.kinds import guarded, read_run
 
     budgets = Budgets(
         args.max_mpjpe_loss_mm, args.max_p95_ms, args.max_ratio, args.stage, args.confident, args.max_jitter_gain
     )
-    checks = gate(read_report(args.result), budgets, args.precision)
+    result = read_run(args.result)
+    checks = guarded(result, lambda: gate(result.data, budgets, args.precision))
     print(gate_markdown(checks), end="")
     return 0 if all(check.within for check in checks) else EXIT_BEYOND

@@ -23,12 +23,14 @@ class Row:
 
     Attributes:
         key: bundle, device, backend, precision and what else tells rows apart; only the newest of a key is kept.
+        group: rows of one group stand together: a network on a device.
         created: when it was measured, ISO 8601.
-        rank: sorts within a device, the smallest first.
+        rank: sorts within a group, the smallest first.
         cells: of the table.
     """
 
     key: tuple[str, ...]
+    group: tuple[str, str]
     created: str
     rank: float
     cells: list[str]
@@ -68,7 +70,7 @@ def _row(data: Data, precision: str, rank: float, cells: list[str], *more: str) 
     where, engine = f"{device['name']}{cores}", f"{other or device['backend']}{threads}"
     head = [bundle["name"], f"`{bundle['checkpoint']['sha256'][:SHOWN_DIGITS]}`", where, engine, precision]
     key = (bundle["name"], where, engine, precision, *more)
-    return Row(key, data["created"], rank, [*head, *cells, data["created"][:10]])
+    return Row(key, (where, bundle["name"]), data["created"], rank, [*head, *cells, data["created"][:10]])
 
 
 def _with(value: float | None, entry: Data, key: str, write: Callable[[float | None], str]) -> str:
@@ -170,9 +172,8 @@ def _against_rows(data: Data) -> list[Row]:
             faster += f" ({1 / ends['high']:.2f} to {1 / ends['low']:.2f})"
         head = [network["name"], network["weights"], where, title, entry["precision"]]
         cells = [*head, ms(entry["latency"]["p50_ms"]), ms(entry["latency"]["p95_ms"]), faster, data["created"][:10]]
-        # By network and device, as the others are by device and backend.
-        key = (network["name"], network["name"], where, entry["title"], entry["precision"])
-        rows.append(Row(key, data["created"], ratio["median"], cells))
+        key = (network["name"], where, entry["title"], entry["precision"])
+        rows.append(Row(key, (network["name"], where), data["created"], ratio["median"], cells))
     return rows
 
 

@@ -75,7 +75,9 @@ def guarded(result: Result, make: Callable[[], Any]) -> Any:
     """Return what `make` makes of a result; raises UserError where the result lacks what it needs."""
     try:
         return make()
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, StopIteration, ZeroDivisionError) as error:
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, StopIteration, ArithmeticError) as error:
         words = " ".join(f"{type(error).__name__} {error}".split())
         raise UserError(f"{result.path} is an incomplete {result.kind} result ({words:.120}): measure again") from None
 
@@ -263,6 +265,16 @@ _KINDS = (
     ),
 )
 KINDS: Mapping[str, Kind] = MappingProxyType({entry.kind: entry for entry in _KINDS})
+
+
+def read_run(path: Path) -> Result:
+    """Read a result of `run`; raises UserError for anything else, as benchmarks.html.reading.read_result."""
+    from benchmarks.html.reading import read_result
+
+    result = read_result(path)
+    if result.kind != RUN:
+        raise UserError(f"{path} is a {result.kind}: expected a result of `python -m benchmarks run`")
+    return result
 
 
 def saved_markdown(path: str | os.PathLike[str], details: bool = True) -> str:

@@ -18,8 +18,8 @@ from metro_edge.errors import UserError
 from metro_edge.files import reason, replacing
 
 NO_LEADERS = (
-    "Only what was measured is ranked here, sorted by time on each device; results of other data or protocols stand in "
-    "tables of their own"
+    "Only what was measured is ranked here, on each device by time, under load by cameras; results of other data or "
+    "protocols stand in tables of their own"
 )
 
 
@@ -80,7 +80,8 @@ def run_table(results: Sequence[Result], numbers: Sequence[str] = ()) -> str:
 
 
 def _intro(results: Sequence[Result], command: str) -> str:
-    count = "1 result" if len(results) == 1 else f"{len(results)} results"
+    shown = sum(result.kind in BOARDS for result in results)
+    count = "1 result" if shown == 1 else f"{shown} results"
     again = f" Again: `{command}`." if command else ""
     return f"Of {count}, the newest of each bundle, device, backend and precision. {NO_LEADERS}.{again}"
 
@@ -102,7 +103,7 @@ def _board(board: Board, group: Sequence[Result]) -> str:
         for row in guarded(result, partial(board.rows, result.data)):
             if row.key not in newest or newest[row.key].created <= row.created:
                 newest[row.key] = row
-    rows = sorted(newest.values(), key=lambda row: (row.key[1:3], row.rank))
+    rows = sorted(newest.values(), key=lambda row: (row.group, row.rank))
     notes = "\n".join(f"- {note}" for note in board.notes(group[-1].data))
     files = ", ".join(f"`{result.name}`" for result in group)
     return f"{markdown_table(board.header, [row.cells for row in rows], TEXT_COLUMNS)}\n\n{notes}\n- Files: {files}."

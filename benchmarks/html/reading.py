@@ -13,6 +13,7 @@ from metro_edge.errors import UserError
 from metro_edge.files import reason
 
 MAX_BYTES = 128 << 20
+MAX_WHOLE = 2**63  # larger whole numbers are none that was measured, and no float
 # What would break lines, turn the direction of text, hide, or cannot be written as UTF-8.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
 
@@ -79,11 +80,13 @@ def _refuse(constant: str) -> float:
 
 
 def _clean(value: Any) -> Any:
-    """Return a JSON value with texts of one line each; raises ValueError for infinite numbers."""
+    """Return a JSON value with texts of one line each; raises ValueError for numbers that are infinite or too large."""
     if isinstance(value, dict):
         return {_UNSEEN.sub(" ", key): _clean(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_clean(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"it holds {value}, which is no number")
+    if isinstance(value, int) and abs(value) > MAX_WHOLE:
+        raise ValueError("it holds a whole number of more than 18 digits")
     return _UNSEEN.sub(" ", value) if isinstance(value, str) else value

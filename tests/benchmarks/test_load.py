@@ -94,6 +94,7 @@ def test_the_report(bundle, tmp_path, capsys, more):
         ({"allowed": 1.0}, "--allowed must be a share"),
         ({"tolerance": 1.0}, "--tolerance"),
         ({"seed": -1}, "--seed must be at least 0"),
+        ({"rates_hz": (1e9,)}, r"at 1e\+09 Hz for .* s are more than 2,000,000 frames: take a lower rate"),
     ],
 )
 def test_settings_that_are_refused(change, words):

@@ -145,6 +145,8 @@ def test_what_is_refused():
     for values in ((0, 1.0, 1.0), (1, 0.0, 1.0), (1, 1.0, -1.0), (1, float("inf"), 1.0)):
         with pytest.raises(UserError, match="must be positive"):
             planned(*values, "periodic", 0)
+    with pytest.raises(UserError, match="more than 2,000,000 frames"):
+        planned(64, 1e9, 1.0, "periodic", 0)
     with pytest.raises(UserError, match="unknown arrivals 'bursts'"):
         planned(1, 1.0, 1.0, "bursts", 0)
     with pytest.raises(UserError, match="room for at least 1"):

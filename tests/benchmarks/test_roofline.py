@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -136,11 +138,30 @@ def test_files(tmp_path, capsys):
             assert time["least_ms"] > 0 and time["bound"] in ("compute", "memory")
             assert time["compute_ms"] == pytest.approx(8 * total["macs"] / entry["peaks_tops"][precision] / 1e9)
     markdown = next(tmp_path.glob("*.md")).read_text()
-    assert markdown in printed and "No device was timed" in markdown and report["devices"]["t4"]["source"] in markdown
+    assert (
+        roofline_markdown(report) in printed
+        and "![" in markdown
+        and "No device was timed" in markdown
+        and report["devices"]["t4"]["source"] in markdown
+    )
     picture = cv2.imread(str(next(tmp_path.glob("*.png"))))
     half = len(picture) // 2
     for part in (picture[:half], picture[half:]):
         assert (np.ptp(part.astype(int), axis=2) > 60).mean() > 0.001  # coloured lines, bars
+
+
+def test_a_strangers_name_is_a_name(tmp_path):
+    path = tmp_path / "bundle"
+    shutil.copytree(shipped_bundle_path(), path)
+    spec = json.loads((path / "spec.json").read_text()) | {"name": "../../evil/" + 300 * "x"}
+    (path / "spec.json").write_text(json.dumps(spec))
+    passport = json.loads((path / "passport.json").read_text())
+    content = (path / "spec.json").read_bytes()
+    passport["files"]["spec.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (path / "passport.json").write_text(json.dumps(passport))
+    assert cli.main(["roofline", str(path), "--device", "t4", "-o", str(tmp_path / "out")]) == 0
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert len(names) == 3 and all(name.startswith("roofline-______evil_xxx") and len(name) < 130 for name in names)
 
 
 def test_a_precision_that_some_devices_lack(tmp_path):

@@ -226,6 +226,11 @@ def test_people_that_the_network_has_seen_are_refused(part: str, key: str, setti
     check_held_out(bundle, settings.seed)
 
 
+def test_people_that_the_checkpoint_was_chosen_by_are_refused() -> None:
+    with pytest.raises(UserError, match="people of seed 2 served the choice of the checkpoint of this bundle"):
+        check_held_out(Bundle.load(None), 2)
+
+
 @pytest.mark.parametrize("kind", ["search", "proof"])
 def test_people_that_a_mix_was_chosen_on_are_refused(kind: str, settings: Settings, bundle: Bundle) -> None:
     about = {"int8": {"samples": {kind: {"seed": settings.seed, "count": 8}}, "calibration": {"seed": 5}}, "fp16": "?"}

@@ -205,6 +205,16 @@ def test_a_precision_that_the_bundle_lacks_leaves_nothing(bundle, tmp_path, caps
     assert "has no fp8 network" in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
 
 
+def test_a_plan_that_cannot_be_built_is_refused_before_anything_is_measured(bundle, tmp_path, capsys, monkeypatch):
+    def measured(*_):
+        raise AssertionError("measured first")
+
+    monkeypatch.setattr(stages, "measure_until_settled", measured)
+    words = ["stages", str(bundle.path), "--precision", "fp32", "--plan-for", "nonsense", "-o", str(tmp_path / "out")]
+    assert cli.main(words) == 2
+    assert "nonsense" in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
+
+
 def test_engines_that_cannot_be_labelled_are_refused(bundle):
     def labelled(engines):
         return common.header("k", 1, bundle, "b", None, engines, "c")

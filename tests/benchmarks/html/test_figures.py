@@ -54,7 +54,7 @@ def test_labels_have_an_end() -> None:
     assert report["name"].endswith("…") and report["samples_ms"] == "A" * 1000
 
 
-points = st.tuples(st.floats(0.1, 100), st.floats(0.1, 100))
+points = st.tuples(st.floats(0.1, 100), st.integers(1, 1000).map(lambda tenths: tenths / 10))
 
 
 @given(st.lists(points, min_size=1, max_size=12))
@@ -65,6 +65,14 @@ def test_the_front_is_what_no_other_point_beats(places: list[tuple[float, float]
     for i, (ms, mm) in enumerate(places):
         beaten = any(a <= ms and b <= mm and (a, b) != (ms, mm) for a, b in places)
         assert (i in found) == (not beaten and (ms, mm) not in places[:i])
+
+
+def test_the_rounding_of_an_engine_is_no_better_error() -> None:
+    slow, fast = (
+        Point("", "fp32", 0, 12.9, 190.6993945, None, None),
+        Point("", "fp32", 0, 12.1, 190.6993977, None, None),
+    )
+    assert not_dominated([slow, fast]) == [1]
 
 
 def test_the_plots_are_of_what_was_measured(tmp_path: Path) -> None:

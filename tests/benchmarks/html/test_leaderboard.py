@@ -53,6 +53,21 @@ def test_the_newest_of_each_stands_on_it(folder: Path) -> None:
     assert "by METRO" in first and "interleaved" in first and "`a.json`, `b.json`, `c.json`" in first
 
 
+def test_engines_of_one_device_are_ranked_together(folder: Path) -> None:
+    report = made_report(draw=9)
+    report["created"], report["device"]["backend"] = "2026-02-05T00:00:00Z", "openvino"
+    for precision, factor in (("int8", 2.0), ("fp32", 0.001)):  # between the others, and before them
+        report["precisions"][precision]["latency"]["end_to_end"]["p50_ms"] *= factor
+    saved(folder, "e", report)
+    for other in RESULTS.glob("kernels-*.json"):  # has no table here, and is not counted
+        (folder / other.name).write_bytes(other.read_bytes())
+    text = leaderboard_markdown(read_folder(folder))
+    first = [row for row in rows(text.split("\n## ")[1]) if row[2].startswith("Some CPU")]
+    times = [float(row[6].split()[0]) for row in first]
+    assert times == sorted(times) and first[0][3].startswith("openvino") and len(first) == 4
+    assert "Of 5 results" in text and "on each device by time" in text
+
+
 def test_published_figures_stand_apart(folder: Path) -> None:
     text = leaderboard_markdown(read_folder(folder))
     measured, published = text.split("## Published results, of other data: not comparable with the above")
