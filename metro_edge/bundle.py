@@ -43,7 +43,7 @@ import numpy as np
 
 from metro_edge.archives import ZIP_ERRORS, check_ratio, open_archive
 from metro_edge.errors import BundleError, UserError
-from metro_edge.files import reason, replacing, sha256_of, staging_folder
+from metro_edge.files import kind_of_path, reason, replacing, sha256_of, staging_folder
 from metro_edge.onnx_guard import check_onnx
 from metro_edge.passport import ACCURACY_KEYS as ACCURACY_KEYS
 from metro_edge.passport import MENDING, SCHEMA_VERSION, parse_passport, passport_bytes
@@ -95,7 +95,7 @@ class Bundle:
         """
         if path is None:
             path = shipped_bundle_path()
-            if not (path / PASSPORT_FILE).is_file():
+            if kind_of_path(path / PASSPORT_FILE) != "file":
                 raise BundleError(
                     f"this installation of metro-edge has no bundle at {path}: give the path of one, "
                     "or make one with `python -m engines convert` from a checkout"
@@ -134,7 +134,7 @@ class Bundle:
         A zipped bundle has no such paths and raises BundleError: unpack it, or use `onnx_bytes`.
         """
         name = self._onnx_name(precision)
-        if not self.path.is_dir():
+        if kind_of_path(self.path) != "folder":
             raise BundleError(f"bundle {self.path} is zipped and {name} in it has no path of its own: unpack it")
         self.onnx_bytes(precision)
         return self.path / name
@@ -227,11 +227,16 @@ def _move_into_place(folder: Path, target: Path, staging: Path) -> None:
 
 def check_replaceable(target: Path) -> None:
     """Raise UserError unless a bundle may be written to `target`: nothing, an older bundle or a .zip is there."""
-    if not target.exists() or (target.is_file() and target.suffix == ".zip"):
+    kind = kind_of_path(target)
+    if kind is None or (kind == "file" and target.suffix == ".zip"):
         return
-    if target.suffix == ".zip" or not target.is_dir():
-        raise UserError(f"{target} is in the way of the bundle: it is not a {'file' if target.is_dir() else 'folder'}")
-    if any(target.iterdir()) and not (target / PASSPORT_FILE).is_file():
+    if target.suffix == ".zip" or kind != "folder":
+        raise UserError(f"{target} is in the way of the bundle: it is not a {'file' if kind == 'folder' else 'folder'}")
+    try:
+        empty = not any(target.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot look into folder {target}: {reason(error)}") from None
+    if not empty and kind_of_path(target / PASSPORT_FILE) != "file":
         raise UserError(f"folder {target} is neither empty nor a bundle; choose another place")
 
 
@@ -307,9 +312,13 @@ class _Store:
 
     @classmethod
     def open(cls, path: Path) -> _Store:
-        if path.is_dir():
+        try:
+            kind = kind_of_path(path)
+        except UserError as error:
+            raise BundleError(f"no bundle: {error}") from None
+        if kind == "folder":
             return cls(path, "", False)
-        if not path.is_file():  # also pipes and devices, which would block for ever
+        if kind != "file":  # also pipes and devices, which would block for ever
             raise BundleError(f"no bundle at {path}: a folder or .zip with {PASSPORT_FILE} was expected")
         try:
             with open_archive(path) as archive:

@@ -32,7 +32,7 @@ def kind_of_path(path: str | os.PathLike[str]) -> Literal["file", "folder", "oth
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UserError(f"cannot look at {path}: {reason(error)}; check the name and its folders' permissions") from None
+        raise UserError(f"cannot look at {path}: {reason(error)}; check its name and its folders' rights") from None
     except ValueError as error:  # a null character, or one that no file name can hold
         raise UserError(f"{str(path)!r} is not a file name: {error}") from None
     if stat.S_ISDIR(mode):

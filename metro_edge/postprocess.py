@@ -55,9 +55,13 @@ class Intrinsics:
 
         Raises UserError unless it is [[f, 0, cx], [0, f, cy], [0, 0, 1]]; the two f may differ by 2 %.
         """
-        k = np.asarray(matrix, np.float64)
+        try:
+            k = np.asarray(matrix, np.float64)
+        except (TypeError, ValueError):
+            raise UserError(f"the camera matrix must be (3, 3) numbers, got {str(matrix)[:80]}") from None
         if k.shape != (3, 3) or not np.isfinite(k).all():
-            raise UserError(f"the camera matrix must be (3, 3) and finite, got shape {k.shape}")
+            came = k.tolist() if k.shape == (3, 3) else f"shape {k.shape}"
+            raise UserError(f"the camera matrix must be (3, 3) and finite, got {came}")
         fx, fy = float(k[0, 0]), float(k[1, 1])
         if min(fx, fy) <= 0 or abs(fx / fy - 1) > MAX_PIXEL_ASPECT_ERROR:
             raise UserError(f"the camera matrix needs two alike positive focal lengths, got {fx:g} and {fy:g}: rectify")

@@ -88,6 +88,8 @@ def read_picture(path: str | os.PathLike[str]) -> Frame:
         raise UserError(f"no picture at {path}") from None
     except OSError as error:
         raise UserError(f"cannot read picture {path}: {error.strerror}") from None
+    except ValueError as error:  # a null character, or one that no file name can hold
+        raise UserError(f"no picture at {str(path)!r}: {error}") from None
     return frame_from_bytes(data, str(path))
 
 

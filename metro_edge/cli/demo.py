@@ -34,8 +34,7 @@ def add_parser(subparsers: Any) -> None:
         "-o",
         "--output",
         metavar="OUT",
-        type=Path,
-        default=Path("out") / "demo",
+        default=str(Path("out") / "demo"),
         help="folder (default: out/demo)",
     )
     parser.set_defaults(run=run)

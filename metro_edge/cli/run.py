@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
     from metro_edge.estimator import MeshEstimator
     from metro_edge.smpl.fit import SmplFitter, SmplParameters
 from metro_edge.spec import CROP_RULES
-
-STREAM_OPTIONS = (
-    "boxes_file", "detector", "detect_every", "start", "end", "stride", "fps", "no_smoothing", "in_flight",
-    "write", "draw",
-)  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -58,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--side-by-side", action="store_true", help="put the bare picture beside the overlay")
     add_stream_options(parser)
     add_smpl_options(parser)
-    parser.add_argument("-o", "--output", metavar="OUT", type=Path, default=Path("out"), help="folder (default: out)")
+    parser.add_argument("-o", "--output", metavar="OUT", default="out", help="folder (default: out)")
     parser.set_defaults(run=run)
 
 
@@ -116,11 +112,11 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of videos and live sources."""
     group = add_people_options(parser)
     group.add_argument(
-        "--write", metavar="KIND,KIND", type=lambda text: tuple(text.split(",")),
+        "--write", metavar="KIND,KIND", type=parse_names,
         help="what to make: jsonl, overlay, npz, mesh-npz, glb, bvh, window (default: jsonl,overlay)",
     )  # fmt: skip
     group.add_argument(
-        "--draw", metavar="PART,PART", type=lambda text: tuple(text.split(",")),
+        "--draw", metavar="PART,PART", type=parse_names,
         help="what the overlay shows: mesh, skeleton, boxes, labels, side (default: mesh,boxes,labels)",
     )  # fmt: skip
 
@@ -161,12 +157,22 @@ def parse_cores(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of core numbers such as 0,2") from None
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Return the names of `a,b`, without empty ones; raises argparse.ArgumentTypeError when there is none."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return names
+
+
 def parse_camera(text: str) -> list[list[float]]:
     """Return the camera matrix (3, 3) of `fx,fy,cx,cy`; raises argparse.ArgumentTypeError."""
     try:
         fx, fy, cx, cy = (float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not fx,fy,cx,cy in pixels") from None
+    if not all(map(math.isfinite, (fx, fy, cx, cy))):
+        raise argparse.ArgumentTypeError(f"{text!r} is not fx,fy,cx,cy in pixels: they must be finite")
     return [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]
 
 
@@ -186,10 +192,17 @@ def run(args: argparse.Namespace) -> int:
     if is_stream(args.sources):
         return run_stream(args)
     args.pictures = [Path(source) for source in args.sources]
-    given = [name for name in STREAM_OPTIONS if getattr(args, name) not in (None, False, 0.0, 1)]
-    if given:
-        raise UserError(f"--{given[0].replace('_', '-')} goes with a video, a folder of pictures or a live source")
+    if given := given_stream_options(args):
+        raise UserError(f"{given[0]} goes with a video, a folder of pictures or a live source")
     return run_pictures(args)
+
+
+def given_stream_options(args: argparse.Namespace) -> list[str]:
+    """Return the options of videos and live sources, such as --boxes, that are not what they are when left out."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_stream_options(parser)
+    given = [name for name, default in vars(parser.parse_args([])).items() if getattr(args, name) != default]
+    return ["--boxes" if name == "boxes_file" else f"--{name.replace('_', '-')}" for name in given]
 
 
 def run_pictures(args: argparse.Namespace) -> int:
@@ -275,11 +288,11 @@ def fitted_together(
 
 def unique_stems(paths: Sequence[Path]) -> list[str]:
     """Return each path's name without suffix, with -2, -3, ... where it came before."""
-    stems: list[str] = []
+    stems: dict[str, None] = {}  # in their order; a list would be searched again and again
     for path in paths:
         stem, number = path.stem, 1
         while stem in stems:
             number += 1
             stem = f"{path.stem}-{number}"
-        stems.append(stem)
-    return stems
+        stems[stem] = None
+    return list(stems)

@@ -20,7 +20,8 @@ H264, MPEG4 = "H.264", "MPEG-4 part 2"
 TIME_BASE = Fraction(1, 90_000)  # s; MPEG's own clock
 # Fragments make a file readable up to the last one when the process is killed before the end.
 MP4_OPTIONS = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
-X264_OPTIONS = {"preset": "veryfast", "crf": "21", "g": "50"}
+# B-frames would shift all times by two frames: a fragmented MP4 has no edit list that takes it back.
+X264_OPTIONS = {"preset": "veryfast", "crf": "21", "g": "50", "bf": "0"}
 
 
 class VideoEncoder:

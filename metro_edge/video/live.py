@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -24,11 +25,12 @@ GIVE_UP_S = 60.0
 class LiveSource(Source):
     """A camera (by number or device file), an address, or a GStreamer description that ends in `appsink`.
 
-    When it breaks it is opened again: after 0.5 s, then after twice as long each time, up to 15 s; what happened is in
-    `notes`. After `give_up_s` without a frame reading ends with an error. Times go on across a break.
+    When it breaks it is opened again: after 0.5 s, then after twice as long each time until a frame comes, up to 15 s;
+    what happened is in `notes`. After `give_up_s` without a frame reading ends with an error. Times go on across a
+    break. A file behind an http address that states how many frames it has ends where it ends.
 
     Attributes:
-        reconnects: how often it was opened again with success.
+        reconnects: how often it was opened again and gave a frame.
 
     Raises:
         UserError: at the first opening, when it cannot be opened; while reading, when it stays away.
@@ -40,6 +42,8 @@ class LiveSource(Source):
         self.what, self.span, self.give_up_s = what, span, give_up_s
         self.name, self.stem = _names(what)
         self.notes, self.reconnects = [], 0
+        self._lost_at: float | None = None  # when the frames ended
+        self._wait_s, self._longest_s = FIRST_WAIT_S, 0.0
         self._stop = threading.Event()
         self._capture: cv2.VideoCapture | None = self._open()
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
@@ -50,6 +54,7 @@ class LiveSource(Source):
         began = time.monotonic()
         capture, self._capture = self._capture or self._open(), None
         index, taken = -1, 0
+        self._lost_at, self._wait_s = None, FIRST_WAIT_S
         try:
             while not self._stop.is_set():
                 ok, image = capture.read()
@@ -57,12 +62,15 @@ class LiveSource(Source):
                 if self.span.over(time_s):
                     return
                 if not ok:
+                    if index >= 0 and self._file_ended(capture, index + 1):
+                        return
                     capture.release()
-                    again = self._reopened()
+                    again = self._reopened(began, index < 0)
                     if again is None:
                         return
                     capture = again
                     continue
+                self._came_back(index < 0)
                 index += 1
                 if time_s >= self.span.start_s:
                     taken += 1
@@ -75,24 +83,53 @@ class LiveSource(Source):
         """End reading, also while it waits to open the source again."""
         self._stop.set()
 
-    def _reopened(self) -> cv2.VideoCapture | None:
-        """Return the source opened again, None when reading was ended; raises UserError when it stays away."""
-        lost, wait_s = time.monotonic(), FIRST_WAIT_S
-        while not self._stop.wait(min(wait_s, max(0.0, lost + self.give_up_s - time.monotonic()))):
-            try:
-                capture = self._open()
-            except UserError:
-                if time.monotonic() - lost >= self.give_up_s:
-                    raise UserError(
-                        f"{self.name} broke off and did not come back within {self.give_up_s:g} s: unplugged, or the "
-                        "network is down"
-                    ) from None
-                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-                continue
-            self.reconnects += 1
-            self.notes.append(f"{self.name} broke off and came back after {time.monotonic() - lost:.1f} s")
-            return capture
-        return None
+    def _file_ended(self, capture: cv2.VideoCapture, frames: int) -> bool:
+        """Whether it was a file, which would begin anew; RTSP servers state a count too, of what may go on."""
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        if count <= 0 or not str(self.what).lower().startswith(("http://", "https://")):
+            return False
+        if frames < 0.9 * count:  # as for files on the disk
+            self.notes.append(f"{self.name} ended after {frames} of {count} frames: it broke off, or is cut short")
+        return True
+
+    def _reopened(self, began: float, never: bool) -> cv2.VideoCapture | None:
+        """Return the source opened again, None when reading was ended; raises UserError when it stays away.
+
+        Only a frame ends the time without one: an address may open as often as one likes and give none.
+        """
+        if self._lost_at is None:
+            self._lost_at = began if never else time.monotonic()
+        deadline = self._lost_at + self.give_up_s
+        last_try = time.monotonic() >= deadline
+        while not last_try and not self._stop.wait(min(self._wait_s, max(0.0, deadline - time.monotonic()))):
+            self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+            last_try = time.monotonic() >= deadline
+            with contextlib.suppress(UserError):
+                return self._open()
+        if self._stop.is_set():
+            return None
+        if never:
+            raise UserError(
+                f"{self.name} can be opened and gave no picture within {self.give_up_s:g} s: it is no video, or a file "
+                "with its index at the end, which must be downloaded"
+            )
+        raise UserError(
+            f"{self.name} broke off and did not come back within {self.give_up_s:g} s: unplugged, or the network is "
+            "down"
+        )
+
+    def _came_back(self, first: bool) -> None:
+        """Take in that a frame was read; breaks are told in one note, however many there are."""
+        if self._lost_at is None:
+            return
+        away_s, self._lost_at, self._wait_s = time.monotonic() - self._lost_at, None, FIRST_WAIT_S
+        if first:
+            return
+        self.reconnects += 1
+        self._longest_s = max(self._longest_s, away_s)
+        times = "" if self.reconnects == 1 else f" {self.reconnects} times"
+        longest = "" if self.reconnects == 1 else " at most"
+        self.notes[:] = [f"{self.name} broke off{times} and came back after {self._longest_s:.1f} s{longest}"]
 
     def _open(self) -> cv2.VideoCapture:
         target, api = _target(self.what)
@@ -122,7 +159,12 @@ def is_live(source: Any) -> bool:
     text = os.fspath(source)
     if not isinstance(text, str):
         return False
-    return text.isdecimal() or text.lower().startswith(ADDRESSES) or " ! " in text or Path(text).is_char_device()
+    if text.isdecimal() or text.lower().startswith(ADDRESSES) or " ! " in text:
+        return True
+    try:
+        return Path(text).is_char_device()
+    except OSError:  # who opens it as a file says why
+        return False
 
 
 def has_gstreamer() -> bool:

@@ -6,6 +6,7 @@ Built on viser (extra `view`), which serves the page and needs nothing on the sc
 from __future__ import annotations
 
 import contextlib
+import errno
 import html
 import io
 import time
@@ -66,7 +67,7 @@ class Viewer:
         self._table_at = self._chart_at = 0.0
         self.stop: Callable[[], bool] = lambda: False  # asked while the user has paused
         self._server = _server(host, port, title)
-        self.address = f"http://{host}:{self._server.get_port()}"
+        self.address = f"http://{_bracketed(host)}:{self._server.get_port()}"
         self._build(title)
 
     @property
@@ -229,11 +230,25 @@ def _check_free(host: str, port: int) -> None:
 
     if not 1 <= port <= 65_535:
         raise UserError(f"a port is a number from 1 to 65535, got {port}")
+    if not host:  # every address of the machine, which nobody may want
+        raise UserError("the host has no name; write 0.0.0.0 for the whole network")
     try:
-        with socket.create_server((host, port)):
-            pass
+        host.encode("idna")  # what `bind` does, which leaves a socket open when it cannot
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return
     except OSError as error:
-        raise UserError(f"cannot serve on {host}:{port}: {reason(error)}; choose another with --port") from None
+        words, number = reason(error).partition(" (while")[0], error.errno
+    except UnicodeError:
+        words, number = "this cannot be a host's name", None
+    if number in (errno.EADDRINUSE, errno.EACCES):  # ports below 1024 are the administrator's
+        words += "; choose another with --port"
+    else:
+        words += f"; --host must be an address of this machine, such as {LOCALHOST} or 0.0.0.0"
+    raise UserError(f"cannot serve on {_bracketed(host)}:{port}: {words}")
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host  # as addresses of IPv6 are written before a port
 
 
 def _chart(names: Sequence[str]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from metro_edge import bundle as bundle_module
-from metro_edge.bundle import Bundle, onnx_file, shipped_bundle_path, write_bundle
+from metro_edge.bundle import Bundle, check_replaceable, onnx_file, shipped_bundle_path, write_bundle
 from metro_edge.errors import BundleError, UserError
 from metro_edge.files import sha256_of
 
@@ -300,3 +300,17 @@ def test_onnx_file_names():
     assert onnx_file("int8") == "model.int8.onnx"
     with pytest.raises(UserError, match="unknown precision"):
         onnx_file("int4")
+
+
+def test_places_that_the_system_refuses_to_look_at(tmp_path, monkeypatch):
+    with pytest.raises(BundleError, match="no bundle: cannot look at .*File name too long"):
+        Bundle.load(tmp_path / ("a" * 300))
+    with pytest.raises(UserError, match="File name too long"):
+        check_replaceable(tmp_path / ("a" * 300))
+
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # root may look anywhere
+    with pytest.raises(UserError, match="cannot look into folder .*Permission denied"):
+        check_replaceable(tmp_path)

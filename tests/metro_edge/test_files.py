@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from metro_edge.errors import UserError
-from metro_edge.files import json_bytes, output_folder, replacing, sha256_of, staging_folder, write_bytes, write_json
+from metro_edge.files import (
+    json_bytes,
+    kind_of_path,
+    output_folder,
+    replacing,
+    sha256_of,
+    staging_folder,
+    write_bytes,
+    write_json,
+)
 
 
 def test_files_are_replaced_as_a_whole(tmp_path):
@@ -81,3 +90,36 @@ def test_staging_folder_vanishes(tmp_path):
 
 def test_sha256():
     assert sha256_of(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_the_kind_of_a_path(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    kinds = {name: kind_of_path(tmp_path / name) for name in ("", "file", "link", "pipe", "none", "file/below")}
+    assert kinds == {"": "folder", "file": "file", "link": "folder", "pipe": "other", "none": None, "file/below": None}
+    with pytest.raises(UserError, match="cannot look at .*File name too long"):
+        kind_of_path(tmp_path / ("a" * 300))
+    for name in ("a\0b", "\ud800"):
+        with pytest.raises(UserError, match="is not a file name"):
+            kind_of_path(name)
+
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("metro_edge.files.os.stat", refuse)  # root, as who the tests may run, may look anywhere
+    with pytest.raises(UserError, match="Permission denied; check its name and its folders' rights"):
+        kind_of_path("private/a.jpg")
+
+
+def test_names_of_folders_that_cannot_be(tmp_path):
+    with pytest.raises(UserError, match="has no name; write . for the current folder"):
+        output_folder("")
+    with pytest.raises(UserError, match="File name too long"):
+        output_folder(tmp_path / "new" / ("a" * 300) / "below")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_not_utf8_are_escaped_in_json():
+    name = os.fsdecode(b"b\xe9.jpg")
+    assert json.loads(json_bytes({"picture": name}).decode()) == {"picture": name}

@@ -53,7 +53,7 @@ def test_camera_of_a_matrix():
         (((0, 1), 50.0), "skew"),
         (((1, 0), 1.0), "skew"),
         (((2, 2), 2.0), "last row"),
-        (((0, 2), np.nan), "finite"),
+        (((0, 2), np.nan), r"\(3, 3\) and finite, got \[\[800.0, 0.0, nan\]"),
     ],
 )
 def test_bad_matrices(change, message):
@@ -66,6 +66,8 @@ def test_bad_matrices(change, message):
 def test_bad_cameras():
     with pytest.raises(UserError, match=r"\(3, 3\)"):
         Intrinsics.from_matrix(np.eye(4))
+    with pytest.raises(UserError, match=r"\(3, 3\) numbers, got \[\['f'"):
+        Intrinsics.from_matrix([["f", 0, 0]] * 3)
     for focal in (0.0, -5.0, np.nan, np.inf):
         with pytest.raises(UserError, match="focal length"):
             Intrinsics(focal, (0.0, 0.0))

@@ -328,6 +328,10 @@ def test_exif_orientation_is_honoured(tmp_path):
 
 
 def test_bad_pictures(tmp_path, frame):
+    with pytest.raises(UserError, match="no picture at 'a.x00b': embedded null byte"):
+        read_picture("a\0b")
+    with pytest.raises(UserError, match="cannot read picture .*File name too long"):
+        read_picture(tmp_path / ("a" * 300))
     with pytest.raises(UserError, match="no picture at"):
         read_picture(tmp_path / "none.jpg")
     with pytest.raises(UserError, match="cannot read picture"):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tqdm import tqdm
@@ -9,6 +11,9 @@ from tqdm import tqdm
 import metro_edge
 from metro_edge import cli
 from metro_edge.errors import UserError
+from tests.metro_edge.video.clips import write_clip
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_help_names_every_command(capsys):
@@ -75,3 +80,62 @@ def test_an_error_under_progress_bars_keeps_its_line(monkeypatch, capsys):
     assert cli.main(["run", "a.jpg"]) == 2
     assert all(bar.disable for bar in kept)
     assert capsys.readouterr().err.splitlines()[-1] == "error: no picture"
+
+
+def test_ctrl_c_while_the_commands_are_loaded_is_one_line(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build_parser", interrupted)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def started(*arguments: object, **streams: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "metro_edge", *map(str, arguments)]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False, **streams)
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["info"]])
+def test_who_stops_reading_ends_the_command_quietly(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = started(*arguments, stdout=writing)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_output_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = started("info", stdout=full)
+    assert (done.returncode, done.stderr) == (2, "error: cannot write the output: No space left on device\n")
+
+
+def test_other_errors_of_the_system_keep_their_traceback(monkeypatch, capsys):
+    def fail(_args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("metro_edge.cli.run.run", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        cli.main(["run", "a.jpg"])
+
+
+def test_closed_streams_are_no_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)  # as with `2>&-`
+    assert cli.main(["info", "none"]) == 2
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == ""
+    sys.stdout.close(), sys.stderr.close()
+
+
+def test_a_broken_video_and_a_stream_that_is_refused_are_one_line_each(tmp_path):
+    whole = write_clip(tmp_path / "a.mp4", fast_start=False).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    for source, message in ((tmp_path / "cut.mp4", "not a video"), ("rtsp://127.0.0.1:9/eye", "cannot open rtsp")):
+        done = started("run", source, "-o", tmp_path / "out")
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -11,8 +16,10 @@ import numpy as np
 import pytest
 
 from metro_edge import cli
-from metro_edge.cli.run import unique_stems
+from metro_edge.cli.run import parse_names, unique_stems
 from metro_edge.preprocess import read_picture
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -105,6 +112,8 @@ def bad_cases(tmp_path: Path, picture: Path) -> dict[str, tuple[list[object], st
         "focal length": ([picture, "--focal-px", "0"], "focal length"),
         "camera matrix": ([picture, "--camera-matrix", "400,500,80,60"], "two alike positive focal lengths"),
         "threads": ([picture, "--threads", "0"], "threads"),
+        "name too long": ([tmp_path / ("a" * 300 + ".jpg")], "File name too long"),
+        "bundle's name too long": ([picture, "--bundle", "a" * 300], "File name too long"),
     }
 
 
@@ -124,6 +133,10 @@ def test_unwritable_output(shared_bundle, picture, tmp_path, capsys):
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert run(shared_bundle, picture, "-o", out) == 2
         assert "cannot write into folder" in capsys.readouterr().err
+    assert run(shared_bundle, picture, "-o", tmp_path / "new" / ("a" * 300)) == 2
+    assert "File name too long" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert run(shared_bundle, picture, "-o", "") == 2
+    assert "the output folder has no name" in capsys.readouterr().err
     (tmp_path / "out" / "person.overlay.png").mkdir(parents=True)  # in the way
     assert run(shared_bundle, picture, "-o", tmp_path / "out") == 2
     assert "a folder is in the way" in capsys.readouterr().err
@@ -222,3 +235,55 @@ def test_the_crop_rule_is_chosen_by_name_and_recorded(shared_bundle, picture, tm
     assert demo["people"][0]["translation_m"] != own["people"][0]["translation_m"]
     assert run(shared_bundle, picture, "--crop-rule", "demo", "-o", tmp_path / "none") == 2
     assert "unknown crop rule 'demo'" in capsys.readouterr().err
+
+
+def test_names_that_the_terminal_or_utf8_cannot_hold(shared_bundle, picture, tmp_path, monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    for name, stem in (("ünï.png", "ünï"), (os.fsdecode(b"b\xe9.png"), os.fsdecode(b"b\xe9"))):
+        shutil.copy(picture, tmp_path / name)
+        assert run(shared_bundle, tmp_path / name, "-o", tmp_path / "out") == 0
+        document = json.loads((tmp_path / "out" / f"{stem}.json").read_text(encoding="utf-8"))
+        assert document["picture"] == name
+        assert (tmp_path / "out" / document["people"][0]["glb"]).is_file()
+    assert b"\\xfcn\\xef.png: 1 person" in screen.buffer.getvalue()
+    assert b"b\\udce9.png: 1 person" in screen.buffer.getvalue()
+
+
+def test_options_of_videos_are_refused_by_their_own_names(shared_bundle, picture, tmp_path, capsys):
+    ones = ("--start", "--end", "--fps", "--in-flight", "--detect-every")
+    others = {"--boxes": "x.txt", "--stride": "2", "--write": "jsonl", "--draw": "mesh,"}
+    for option, value in (dict.fromkeys(ones, "1") | others).items():
+        assert run(shared_bundle, picture, option, value, "-o", tmp_path / "out") == 2
+        assert capsys.readouterr().err.startswith(f"error: {option} goes with a video"), option
+    assert run(shared_bundle, picture, "--no-smoothing", "-o", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_lists_of_names_and_numbers(shared_bundle, picture, capsys):
+    assert parse_names("jsonl, overlay,") == ("jsonl", "overlay")
+    for option, value, message in (
+        ("--write", ",", "',' names nothing"),
+        ("--camera-matrix", "nan,1,1,1", "'nan,1,1,1' is not fx,fy,cx,cy in pixels: they must be finite"),
+    ):
+        with pytest.raises(SystemExit):
+            run(shared_bundle, picture, option, value)
+        assert message in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_run_of_pictures_in_good_order(shared_bundle, picture, tmp_path):
+    """A real process and a real signal, twice, as `timeout` sends it: nothing hidden is left."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "metro_edge", "run", "--bundle", str(shared_bundle.path), *[str(picture)] * 500]
+    process = subprocess.Popen([*command, "-o", str(out)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143, err
+    assert err.decode().replace("\r", "\n").splitlines()[-1] == "interrupted by SIGTERM"
+    names = [path.name for path in out.iterdir()]
+    assert 4 <= len(names) < 2000 and not [name for name in names if name.startswith(".")]

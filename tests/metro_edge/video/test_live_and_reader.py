@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from metro_edge.errors import UserError
 from metro_edge.video import live
-from metro_edge.video.live import LiveSource
+from metro_edge.video.live import LiveSource, is_live
 from metro_edge.video.reader import Reader
 from metro_edge.video.sources import Arrays, VideoFile
 from tests.metro_edge.video.clips import camera, frame_of, number_of, write_clip
@@ -82,6 +87,11 @@ def test_closing_ends_the_wait_for_a_lost_stream():
         assert time.monotonic() - began < 6 and frames.next() is None
 
 
+def test_what_is_live(tmp_path):
+    assert is_live(0) and is_live("rtsp://eye") and is_live("v4l2src ! appsink") and is_live("/dev/null")
+    assert not is_live(True) and not is_live(tmp_path) and not is_live("a.mp4") and not is_live("a" * 300)
+
+
 def test_an_error_in_the_source_is_raised_where_it_is_used_after_the_frames_before():
     def broken():
         yield frame_of(0)
@@ -107,3 +117,64 @@ def test_stop_wakes_up_who_waits():
     assert frames.next() is None
     gate.set()
     frames.close()
+
+
+@contextlib.contextmanager
+def folder_server(folder: Path) -> Iterator[str]:
+    """Serve the files of a folder over HTTP, from their beginnings alone; gives the address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_address_that_opens_and_never_gives_a_picture_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "FIRST_WAIT_S", 0.1)
+    whole = write_clip(tmp_path / "a.mp4", 20).read_bytes()
+    (tmp_path / "a.mp4").write_bytes(whole[: whole.index(b"mdat") + 4])  # the index alone
+    with folder_server(tmp_path) as address:
+        source = LiveSource(f"{address}/a.mp4", give_up_s=1.5)
+        opened, began = [], time.monotonic()
+        real = source._open
+        monkeypatch.setattr(source, "_open", lambda: opened.append(time.monotonic()) or real())
+        with pytest.raises(UserError, match="can be opened and gave no picture within 1.5 s: it is no video"):
+            list(source)
+    assert 1.4 < time.monotonic() - began < 6
+    assert 2 <= len(opened) <= 6  # the wait grows although each opening succeeds
+    assert source.notes == [] and source.reconnects == 0
+
+
+def test_a_file_at_an_address_ends_where_it_ends(tmp_path):
+    write_clip(tmp_path / "a.mp4", 20)
+    with folder_server(tmp_path) as address:
+        source = LiveSource(f"{address}/a.mp4")
+        assert [number_of(frame.image) for frame in source] == list(range(20))
+        assert source.notes == [] and source.reconnects == 0
+    whole = write_clip(tmp_path / "a.mp4", 100).read_bytes()
+    (tmp_path / "b.mp4").write_bytes(whole[: (whole.index(b"mdat") + len(whole)) // 2])
+    with folder_server(tmp_path) as address:
+        source = LiveSource(f"{address}/b.mp4", give_up_s=3.0)
+        frames = len(list(source))
+        assert 0 < frames < 90
+        assert f"ended after {frames} of 100 frames: it broke off, or is cut short" in source.notes[0]
+
+
+def test_many_breaks_are_one_note(monkeypatch):
+    monkeypatch.setattr(live, "FIRST_WAIT_S", 0.05)
+    with camera() as eye:
+        source = LiveSource(eye.address)
+        for _ in source:
+            if source.reconnects == 3:
+                break
+            eye.cut()
+    (note,) = source.notes
+    assert "broke off 3 times and came back after" in note and note.endswith("s at most")

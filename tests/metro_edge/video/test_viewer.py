@@ -175,3 +175,26 @@ def mesh_pixels(picture: np.ndarray) -> int:
     """Pixels of the mesh's colour, which is bluish; floor and background are grey."""
     blue, red = picture[..., 0].astype(int), picture[..., 2].astype(int)
     return int(((blue - red > 10) & (blue > 80)).sum())
+
+
+def test_what_is_said_of_a_host_that_is_not_this_machines(template):
+    for host, message in (
+        ("203.0.113.7", "cannot serve on 203.0.113.7:.*; --host must be an address of this machine"),
+        ("2001:db8::7", r"cannot serve on \[2001:db8::7\]:.*; --host must be an address of this machine"),
+        ("ä..b", "this cannot be a host's name; --host must be"),
+        ("", "the host has no name; write 0.0.0.0"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            Viewer(template, host=host, port=free_port())
+        assert "--port" not in str(error.value)
+
+
+def test_the_page_is_served_by_ipv6(template):
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+            port = server.getsockname()[1]
+    except OSError as error:
+        pytest.skip(f"no IPv6 on this machine: {error}")
+    with Viewer(template, host="::1", port=port) as viewer:
+        assert viewer.address == f"http://[::1]:{port}"
+        assert b"<html" in urllib.request.urlopen(viewer.address, timeout=10).read()[:2000]
