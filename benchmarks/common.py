@@ -207,9 +207,13 @@ def write_three(
 
 
 def named(report: dict[str, Any]) -> str:
-    """Return the bundle's name as a part of a file's name: a stranger's may hold anything."""
-    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in report["bundle"]["name"])
-    return name[:MOST_NAME] or "bundle"
+    """Return the bundle's name as a part of a file's name."""
+    return file_part(report["bundle"]["name"])
+
+
+def file_part(name: str) -> str:
+    """Return a bundle's name as a part of a file's name: a stranger's may hold anything."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:MOST_NAME] or "bundle"
 
 
 def when(report: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.common import file_part
 from engines.export import export_onnx
 from engines.fold import fold
 from engines.half import half
@@ -97,7 +98,7 @@ def from_bundle(
             f"bundle {bundle.path} was made of the checkpoint {made_of['name']} with SHA-256 {made_of['sha256'][:12]}, "
             f"{file} has {loaded.sha256[:12]}: give the bundle's own with --checkpoint, or nothing is compared alike"
         )
-    folder = output_folder(cache / f"{bundle.spec.name}-{loaded.sha256[:12]}-{_code_key()}")
+    folder = output_folder(cache / f"{file_part(bundle.spec.name)}-{loaded.sha256[:12]}-{_code_key()}")
     spec = bundle.spec
     plain = _plain_export(loaded, folder, spec)
     calibration = bundle.passport.get("calibration", {}).get("data", "not stated")

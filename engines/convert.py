@@ -19,7 +19,7 @@ from engines.export import export_onnx
 from engines.fold import FOLDS, LIMIT, FoldReport, fold
 from engines.half import half
 from engines.quantize import DATA, METHOD, METHODS, ROUNDINGS, quantise
-from engines.samples import Images, Sources
+from engines.samples import Images, Sources, check_calibration_samples
 from engines.simplify import simplify
 from engines.usage import Usage
 from engines.verify import (
@@ -75,7 +75,8 @@ class Settings:
         outputs: what the network gives, of metro_edge.spec.KNOWN_OUTPUTS; without `vertices` the full mesh is left out.
         folds: names of engines.fold.FOLDS, the rewritings that make the graph smaller; none for a plain export.
 
-    Raises UserError for unknown precisions or methods, numbers that are not positive, or an empty list.
+    Raises UserError for unknown precisions or methods, too few samples, tolerances that are not positive, or an empty
+    list of precisions.
     """
 
     precisions: tuple[str, ...] = PRECISIONS
@@ -97,11 +98,9 @@ class Settings:
             raise UserError(f"no precision was asked for; known: {', '.join(PRECISIONS)}")
         for precision in (*self.precisions, *self.tolerances_mm):
             check_precision(precision)
-        if min(self.calibration_samples, self.verify_samples) < 1:
-            raise UserError(
-                f"calibration and verification need at least one sample each, got {self.calibration_samples} "
-                f"and {self.verify_samples}"
-            )
+        check_calibration_samples(self.calibration_samples)
+        if self.verify_samples < 1:
+            raise UserError(f"verification needs at least one sample, got {self.verify_samples}")
         if self.method not in METHODS:
             raise UserError(f"unknown calibration method {self.method!r}; known: {', '.join(METHODS)}")
         if self.rounding is not None and self.rounding not in ROUNDINGS:

@@ -20,6 +20,13 @@ from training.data.shards import ShardedPeople, people_shards
 FloatArray = NDArray[np.float32]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TRUTH_BODY = "anny"  # the body of the generated people
+LEAST_CALIBRATION = 16  # samples: ranges of fewer hang on chance
+
+
+def check_calibration_samples(count: int) -> None:
+    """Raise UserError for fewer than LEAST_CALIBRATION samples."""
+    if count < LEAST_CALIBRATION:
+        raise UserError(f"{count} calibration samples are too few: at least {LEAST_CALIBRATION} are needed")
 
 
 @dataclass(frozen=True)
@@ -82,10 +89,14 @@ class Sources:
         """Return the images that every precision is compared on; raises UserError for unusable ones."""
         if self.pictures is not None:
             return self._pictures(self._files[: self._split])
+        return self._people(self.held_out_seed(), self.verify_count, "held out from training")
+
+    def held_out_seed(self) -> int:
+        """Return the seed of the people for verification; raises UserError for the training's."""
         seed = self.data.validation_seed if self.seed is None else self.seed
         if seed == self.data.train_seed:
             raise UserError(f"seed {seed} is the training's: held-out samples need another one")
-        return self._people(seed, self.verify_count, "held out from training")
+        return seed
 
     def for_calibration(self) -> Images:
         """Return the images that set the INT8 ranges; raises UserError for unusable ones."""

@@ -8,7 +8,7 @@ sparse figure, which is twice the dense one. `fp16`, `int8` and `fp8` are the te
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -82,6 +82,12 @@ class Device:
     def precisions(self) -> tuple[str, ...]:
         """The precisions that its cores compute in, of fp32, fp16, int8, fp8."""
         return tuple(name for name, peak in self.peaks.items() if peak is not None)
+
+    def check_computes(self, precisions: Iterable[str]) -> None:
+        """Raise UserError for a precision that its cores do not compute in."""
+        for precision in precisions:
+            if precision not in self.precisions:
+                raise UserError(f"{self.title} does not compute in {precision}; it has {', '.join(self.precisions)}")
 
 
 def _peaks(fp32: float, fp16: float, int8: float, fp8: float | None = None) -> Mapping[str, float | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,8 @@ SCHEMA_VERSION = 2  # 1 had no outputs
 PRECISIONS = ("fp32", "fp16", "int8")
 GRAPHS = (*PRECISIONS, "fp8")  # that a bundle may hold; fp8 is for GPUs and comes of `python -m engines quantize`
 LEAST_SIZE, MOST_SIZE = 32, 4096  # pixels of an input's side
+LEAST_SCALE, MOST_SCALE = 0.1, 10.0  # box_scale: nothing of a person is seen in less, next to nothing in more
+LEAST_STD, MOST_STD = 1e-3, 10.0  # of images scaled to [0, 1]; 1/255 is that of a network that takes 0 to 255
 CROP_RULES = ("box_area", "box_bilinear", "metro_eval", "metro_demo")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,11 +46,12 @@ class ModelSpec:
         joint_set: name of the joint set of `joints`, see metro_edge.joints.
         body: name of the body template, such as `anny`.
         vertex_count: V, vertices of the full mesh.
-        mean, std: per RGB channel, of images scaled to [0, 1].
+        mean, std: per RGB channel, of images scaled to [0, 1]: so is the mean, and std is LEAST_STD to MOST_STD.
         crop_rule: how a box becomes the input: `box_area` averages over the source pixels of each output pixel,
             `box_bilinear` takes four; `metro_eval` and `metro_demo` are what METRO's authors evaluate and demonstrate
             with, see metro_edge.crop_rules.
-        box_scale: side of the square crop over the longer side of the person's box; `metro_demo` does without it.
+        box_scale: side of the square crop over the longer side of the person's box, LEAST_SCALE to MOST_SCALE;
+            `metro_demo` does without it.
         outputs: names of KNOWN_OUTPUTS in the graph's order: `camera`, `joints`, and `vertices` or, for joints alone,
             `mesh_joints`, either of which tells where the root is.
     """
@@ -75,10 +77,15 @@ class ModelSpec:
                 f"spec {self.name!r}: image_size {self.image_size} must be {LEAST_SIZE} to {MOST_SIZE} and "
                 f"vertex_count {self.vertex_count} at least 1"
             )
-        if not (self.box_scale > 0 and all(s > 0 for s in self.std)):
-            raise UserError(f"spec {self.name!r}: box_scale {self.box_scale} and std {self.std} must be positive")
-        if not all(map(math.isfinite, (self.box_scale, *self.mean, *self.std))):
-            raise UserError(f"spec {self.name!r}: box_scale, mean {self.mean} and std {self.std} must be finite")
+        if not LEAST_SCALE <= self.box_scale <= MOST_SCALE:
+            raise UserError(
+                f"spec {self.name!r}: box_scale {self.box_scale:g} must be {LEAST_SCALE:g} to {MOST_SCALE:g}"
+            )
+        if not (all(0 <= m <= 1 for m in self.mean) and all(LEAST_STD <= s <= MOST_STD for s in self.std)):
+            raise UserError(
+                f"spec {self.name!r}: mean {self.mean} must be 0 to 1 and std {self.std} {LEAST_STD:g} to "
+                f"{MOST_STD:g}, of images scaled to 0 to 1"
+            )
         if type(self.image_size) is not int or type(self.vertex_count) is not int:
             raise UserError(
                 f"spec {self.name!r}: image_size {self.image_size} and vertex_count {self.vertex_count} must be whole"

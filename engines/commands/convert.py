@@ -27,7 +27,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--precision", nargs="+", default=list(PRECISIONS), metavar="P", help="of fp32 fp16 int8 (default: all)"
     )
-    parser.add_argument("--calibration-samples", type=int, default=256, help="training samples for INT8 (256)")
+    parser.add_argument(
+        "--calibration-samples", type=int, default=256, help="training samples for INT8 (256, at least 16)"
+    )
     parser.add_argument("--calibration", default="mse", metavar="M", help="mse (default), percentile, entropy or max")
     parser.add_argument(
         "--rounding",

@@ -34,7 +34,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--learning-rate", type=float, metavar="R", help="at the start (2e-6 for all, 3e-5 for shifts)")
     parser.add_argument("--batch", type=int, default=16, help="samples a step (16)")
     parser.add_argument("--samples", type=int, default=1024, help="of the training seed, to train on (1024)")
-    parser.add_argument("--calibration-samples", type=int, default=256, help="of the training seed, for ranges (256)")
+    parser.add_argument(
+        "--calibration-samples", type=int, default=256, help="of the training seed, for ranges (256, at least 16)"
+    )
     parser.add_argument("--choice-samples", type=int, default=64, help="held out, to choose the best state by (64)")
     parser.add_argument("--proof-samples", type=int, default=256, help="held out, to measure the result on (256)")
     parser.add_argument("--every", type=int, default=10, metavar="STEPS", help="between looks at them (10)")

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from metro_edge.backends import BACKENDS
 from metro_edge.errors import MissingExtraError, UserError
 
 METRICS = ("mpjpe", "mpvpe", "moved")
@@ -38,12 +37,13 @@ def add_parser(subparsers: Any) -> None:
     group = parser.add_argument_group("samples (docs/quantisation.md)")
     group.add_argument(
         "--data", type=Path, metavar="FOLDER",
-        help="of shards, of pictures of one person each, or where generated people are kept (the training's)",
+        help="of shards, of pictures of one person each, or, empty at first, where generated people are kept (the "
+        "training's)",
     )  # fmt: skip
     group.add_argument("--seed", type=int, help="of generated people to test on (default: the bundle's held-out seed)")
     group.add_argument("--samples", type=int, default=128, help="to search on (128)")
     group.add_argument("--proof-samples", type=int, default=128, help="that the search never sees (128)")
-    group.add_argument("--calibration-samples", type=int, default=256, help="that set ranges (256)")
+    group.add_argument("--calibration-samples", type=int, default=256, help="that set ranges (256, at least 16)")
     group = parser.add_argument_group("what is searched")
     group.add_argument(
         "--precisions", nargs="+", default=["int8", "fp16"], metavar="P", help="besides fp32 (int8 fp16)"
@@ -64,7 +64,9 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     group.add_argument("--evaluations", type=int, default=40, help="mixes whose loss is measured (40)")
     group = parser.add_argument_group("whose time counts")
-    group.add_argument("--backend", choices=BACKENDS, help="of this machine, measured (default: onnxruntime)")
+    group.add_argument(
+        "--backend", metavar="NAME", help="onnxruntime or openvino, measured on this machine (default: onnxruntime)"
+    )
     group.add_argument("--threads", type=int, help="of the backend (default: it decides)")
     group.add_argument("--device", metavar="NAME", help="predict for a device such as orin-nano, instead of measuring")
     parser.set_defaults(run=run)

@@ -22,6 +22,7 @@ from metro_edge.errors import UserError
 BLOCK_S = 0.15  # of calls in a row; the first third is not counted, as threads of another session still spin then
 LEAST, MOST = 3, 200  # calls in a row
 ROUNDS = 9
+TIMED = ("onnxruntime", "openvino")  # backends whose library runs parts of graphs, see part_call
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,23 @@ def part_call(
     Args:
         graph: the part; its quantised inputs are graph inputs, see quantised_inputs.
         feeds: float values of its inputs; those of quantised inputs are made up.
-        backend: onnxruntime or openvino.
+        backend: one of TIMED.
         threads: None leaves them to the backend.
+
+    Raises UserError for another backend.
     """
+    check_timed(backend)
     values = {v.name: _value(v, feeds) for v in graph.graph.input}
-    if backend == "onnxruntime":
-        return _onnxruntime_call(graph, values, threads)
-    if backend == "openvino":
-        return _openvino_call(graph, values, threads)
-    raise UserError(f"no times of layers are known on backend {backend!r}; take onnxruntime or openvino, or --device")
+    return (_onnxruntime_call if backend == "onnxruntime" else _openvino_call)(graph, values, threads)
+
+
+def check_timed(backend: str) -> None:
+    """Raise UserError for a backend on which layers are not timed."""
+    if backend not in TIMED:
+        raise UserError(
+            f"no times of layers are known on backend {backend!r}: take {' or '.join(TIMED)}, or predict a GPU's by "
+            "--device"
+        )
 
 
 def twin(graph: onnx.ModelProto, backend: str) -> onnx.ModelProto:

@@ -34,7 +34,7 @@ from engines.quantize.qdq import activations, insert_qdq
 from engines.quantize.recipe import DATA, METHOD, NEAREST
 from engines.quantize.rounding import SAMPLES, Rounded, round_on_data
 from engines.quantize.store import Store, hash_of, key_of
-from engines.samples import Sources
+from engines.samples import Sources, check_calibration_samples
 from engines.simplify import simplify
 from metro_edge.errors import UserError
 from metro_edge.files import output_folder
@@ -86,7 +86,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.train not in TRAINED:
             raise UserError(f"--train takes {' or '.join(TRAINED)}, got {self.train!r}")
-        for name in ("steps", "batch", "samples", "calibration_samples", "choice_samples", "proof_samples", "every"):
+        check_calibration_samples(self.calibration_samples)
+        for name in ("steps", "batch", "samples", "choice_samples", "proof_samples", "every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:

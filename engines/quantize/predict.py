@@ -10,7 +10,6 @@ import onnx
 from engines.quantize.costs import PLAIN, QUANTISED, Costs
 from engines.quantize.units import Plan, Unit
 from metro_edge.devices import Device
-from metro_edge.errors import UserError
 
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "fp8": 1}
 # Shares of the printed peaks that good kernels reach, and what starting one costs. Rules of thumb for small batches,
@@ -40,9 +39,7 @@ def predicted_costs(model: onnx.ModelProto, plan: Plan, device: Device, precisio
 
     Raises UserError for a precision that the device's cores do not have.
     """
-    for precision in precisions:
-        if device.peaks.get(precision) is None:
-            raise UserError(f"{device.title} does not compute in {precision}; it has {', '.join(device.precisions)}")
+    device.check_computes(precisions)
     rest = "fp16" if "fp16" in precisions else "fp32"
     units = {}
     for unit in plan.units:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from engines.quantize.calibration import Calibrated, calibrated
 from engines.quantize.clock import candidate
-from engines.quantize.data import Samples, Wanted, samples_of
+from engines.quantize.data import Samples, Wanted, check_data, samples_of
 from engines.quantize.layers import Layer, default_layers, quantisable
 from engines.quantize.loss import Judge, Loss
 from engines.quantize.mixed import mixed
@@ -89,8 +89,10 @@ def quantize(
             nothing is faster. In these two cases the report is written, and no bundle.
     """
     check_replaceable(output)
+    bundle = Bundle.load(source)
+    check_data(bundle, settings.data, _wanted(settings))  # before a folder is made
     output_folder(report)
-    run = _Run(Bundle.load(source), settings, Store(work), say)
+    run = _Run(bundle, settings, Store(work), say)
     result = run.result()
     write_report(report, result.report)
     say(f"report: {report}")
@@ -102,6 +104,10 @@ def quantize(
     result.bundle = write_result(run.bundle, output, run.graph(result.layers), precision, images, truth, data, about)
     say(f"wrote {output}: {precision} is the mix")
     return result
+
+
+def _wanted(settings: Settings) -> Wanted:
+    return Wanted(settings.calibration_samples, settings.samples, settings.proof_samples, settings.seed)
 
 
 def _check(result: Result, settings: Settings, report: Path) -> None:
@@ -136,10 +142,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         plain, _ = fp32_graph(self.bundle)
-        wanted = Wanted(
-            self.settings.calibration_samples, self.settings.samples, self.settings.proof_samples, self.settings.seed
-        )
-        self.samples: Samples = samples_of(self.bundle, self.settings.data, wanted)
+        self.samples: Samples = samples_of(self.bundle, self.settings.data, _wanted(self.settings))
         self.images, self.truth = self.samples.search.all()
         spec, template = self.bundle.spec, self.bundle.template
         self.judge = Judge(plain, spec, template, self.images, self.truth)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from engines.quantize.calibrate import METHODS
+from engines.quantize.clock import check_timed
 from engines.quantize.costs import QUANTISED
 from engines.quantize.loss import METRICS
 from engines.quantize.mixed import PRECISIONS
 from metro_edge.backends import BACKENDS
+from metro_edge.backends.cores import check_cores
 from metro_edge.devices import device
 from metro_edge.errors import UserError
 
@@ -34,7 +36,7 @@ class Settings:
         smooth: move outliers of activations into weights; None compares both.
         rounding: round INT8 weights on data, not each to its nearest level; None compares both.
         precisions: that layers may have besides fp32; one of int8 and fp8 at most.
-        backend: whose times count, unless a device is given.
+        backend: whose times count, one of engines.quantize.clock.TIMED unless a device is given.
         threads: of the backend; None leaves it to it.
         device: name in metro_edge.devices, whose times are predicted; None measures.
         detail: `layers` measures each by itself, `groups` neighbours together first and those that matter layer by
@@ -73,10 +75,11 @@ class Settings:
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
         self._check_precisions()
-        if self.device is not None:
-            device(self.device)
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"--threads must be at least 1, got {self.threads}")
+        if self.device is None:
+            check_timed(self.backend)
+        else:
+            device(self.device).check_computes(self.precisions)
+        check_cores(self.threads, None)
         if self.evaluations < 1:
             raise UserError(f"--evaluations must be at least 1, got {self.evaluations}")
 

@@ -17,16 +17,14 @@ import onnx
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engines.quantize.clock import part_call, quantised_inputs, time_calls, time_graphs, twin
+from engines.quantize.clock import check_timed, part_call, quantised_inputs, time_calls, time_graphs, twin
 from engines.quantize.costs import PLAIN, QUANTISED, Costs
 from engines.quantize.predict import ASSUMPTIONS, predicted_costs
 from engines.quantize.store import Store, key_of
 from engines.quantize.subgraph import part, typed
 from engines.quantize.units import Plan, Unit
-from metro_edge.backends import BACKENDS
 from metro_edge.bundle import Bundle
 from metro_edge.devices import Device
-from metro_edge.errors import UserError
 from metro_edge.machine import describe_machine
 from metro_edge.spec import INPUT_NAME
 
@@ -103,12 +101,12 @@ class MeasuredSpeed(Speed):
     Args:
         bundle: whose graphs are timed.
         image: (1, 3, S, S) float32, what they are timed on.
-        backend: one of BACKENDS.
+        backend: one of engines.quantize.clock.TIMED.
         threads: of one inference; None leaves it to the backend.
         store: of results, which are those of this machine and its library versions alone.
         about: whatever makes graphs of the same choice differ: hashes of the FP32 graph and of the thresholds.
 
-    Raises UserError for an unknown backend.
+    Raises UserError for another backend.
     """
 
     def __init__(
@@ -120,8 +118,7 @@ class MeasuredSpeed(Speed):
         store: Store,
         about: str,
     ) -> None:
-        if backend not in BACKENDS:
-            raise UserError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+        check_timed(backend)
         machine = describe_machine([backend])
         self.bundle, self.image, self.backend, self.threads, self.store = bundle, image, backend, threads, store
         self.key = key_of(about, backend, threads, machine["cpu"], machine["cores"], machine["versions"])

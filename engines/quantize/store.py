@@ -8,11 +8,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metro_edge.archives import ZIP_ERRORS
 from metro_edge.errors import UserError
 from metro_edge.files import output_folder, reason, replacing
 
@@ -84,7 +84,7 @@ class Store:
             try:
                 with np.load(path, allow_pickle=False) as file:
                     return {name: file[name] for name in file.files}
-            except (OSError, ValueError, BadZipFile):
+            except (*ZIP_ERRORS, TypeError, AttributeError):  # the last two of an array that is no archive
                 pass  # damaged: made again
         made = make()
         if path is not None:
@@ -105,7 +105,7 @@ class Store:
             try:
                 entry = json.loads(line)
                 self._values[entry["key"]] = entry["value"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
                     f"{path}, line {number}, is not a result of `python -m engines quantize`; choose another --work "
                     "folder or delete the file"

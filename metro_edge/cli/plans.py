@@ -28,6 +28,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List or prune; returns the exit code."""
+    from metro_edge.cli import printable
     from metro_edge.errors import UserError
     from metro_edge.plans.cache import cache_folder, entries, prune
 
@@ -35,15 +36,22 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--all and --older-than belong to --prune")
     if args.older_than is not None and not args.older_than >= 0:  # NaN too
         raise UserError(f"--older-than {args.older_than:g}: a number of days from 0 on was expected")
-    found = list(prune(everything=args.all, older_than_days=args.older_than)) if args.prune else entries()
+    found, failure = [], None
+    try:
+        for entry in prune(everything=args.all, older_than_days=args.older_than) if args.prune else entries():
+            found.append(entry)
+    except UserError as error:  # of some that could not be removed: the others are told of first
+        failure = error
     if args.json:
         print(json.dumps([_described(entry) for entry in found], indent=2))
-        return 0
-    for entry in found:
-        print(_line(entry))
-    size = sum(entry.size_bytes for entry in found) / 1e6
-    verb = "removed from" if args.prune else "in"
-    print(f"{len(found)} plan{'' if len(found) == 1 else 's'} {verb} {cache_folder()}, {size:.1f} MB")
+    else:
+        for entry in found:
+            print(printable(_line(entry)))
+        size = sum(entry.size_bytes for entry in found) / 1e6
+        verb = "removed from" if args.prune else "in"
+        print(f"{len(found)} plan{'' if len(found) == 1 else 's'} {verb} {cache_folder()}, {size:.1f} MB")
+    if failure is not None:
+        raise failure
     return 0
 
 

@@ -7,8 +7,10 @@ something else is never used, but built again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from pathlib import Path
 from metro_edge.backends.gpu import Gpu, first_gpu
 from metro_edge.bundle import Bundle
 from metro_edge.errors import UserError
-from metro_edge.files import output_folder
+from metro_edge.files import output_folder, reason
 from metro_edge.machine import power_mode
 from metro_edge.plans.build import build_plan_of
 from metro_edge.plans.info import (
@@ -37,6 +39,8 @@ from metro_edge.plans.versions import Library, check_options, features, load_lib
 LOGGER = logging.getLogger("metro_edge.plans")
 SUFFIX = ".plan"
 KEY_LENGTH = 16
+NAME_LENGTH = 80  # most letters of a network's name in that of a file
+MOST_TOLD = 3  # entries that could not be removed, in one message
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,9 @@ def cache_folder() -> Path:
 
 def plan_file(bundle: Bundle, identity: PlanIdentity) -> str:
     """Return the name of a plan in the cache, such as `metro_edge.fp16.0123456789abcdef.plan`."""
-    return f"{bundle.spec.name}.{identity.precision}.{identity.key[:KEY_LENGTH]}{SUFFIX}"
+    # The name is the bundle's, so a stranger's: it may not lead out of the folder.
+    name = re.sub(r"[^\w.+-]", "_", bundle.spec.name, flags=re.ASCII)[:NAME_LENGTH]
+    return f"{name}.{identity.precision}.{identity.key[:KEY_LENGTH]}{SUFFIX}"
 
 
 def plan_for(
@@ -169,11 +175,14 @@ def named_or_cached(
 
 
 def entries(folder: Path | None = None) -> list[Entry]:
-    """Return all plans of the cache, those used last first."""
+    """Return all plans of the cache, those used last first; raises UserError when it cannot be read."""
     folder = cache_folder() if folder is None else folder
-    if not folder.is_dir():
-        return []
-    return sorted(map(_entry, folder.glob(f"*{SUFFIX}")), key=lambda entry: -entry.used_s)
+    try:
+        if not folder.is_dir():
+            return []
+        return sorted(map(_entry, folder.glob(f"*{SUFFIX}")), key=lambda entry: -entry.used_s)
+    except OSError as error:
+        raise UserError(f"cannot read the cache of plans, {folder}: {reason(error)}") from None
 
 
 def prune(
@@ -187,6 +196,8 @@ def prune(
         older_than_days: plans not used for so long.
 
     A plan that is being built at the moment is waited for, and looked at again.
+
+    Raises UserError at the end, when all others are removed, for entries that cannot be; says which and why.
     """
     now_s = time.time()
 
@@ -194,13 +205,35 @@ def prune(
         old = older_than_days is not None and now_s - entry.used_s > older_than_days * 86400
         return everything or old or entry.problem is not None
 
+    left = []
     for entry in filter(goes, entries(folder)):
-        with locked(_lock_path(entry.path), waiting=partial(_say_waiting, entry.path)):
-            if not entry.path.exists() or not goes(_entry(entry.path)):
-                continue
-            for path in (PlanInfo.path_of(entry.path), layers_path(entry.path), entry.path):
-                path.unlink(missing_ok=True)
+        try:
+            with locked(_lock_path(entry.path), waiting=partial(_say_waiting, entry.path)):
+                if not os.path.lexists(entry.path) or not goes(_entry(entry.path)):
+                    continue
+                _remove(entry.path)
+        except UserError as error:
+            left.append(str(error))
+            continue
         yield entry
+    if left:
+        more = f"; and {len(left) - MOST_TOLD} more" if len(left) > MOST_TOLD else ""
+        count = f"{len(left)} plan{'s' * (len(left) > 1)}"
+        raise UserError(f"{count} could not be removed from the cache: {'; '.join(left[:MOST_TOLD])}{more}")
+
+
+def _remove(path: Path) -> None:
+    """Remove the files of an entry; raises UserError where one cannot be."""
+    files = (path, PlanInfo.path_of(path), layers_path(path))
+    for file in files:
+        if file.is_dir() and not file.is_symlink():
+            raise UserError(f"{file} is a folder, which is not of the cache: move it away")
+    # The plan first: where it stays, as one that Windows has in use does, its sidecar is still needed.
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot remove {file}: {reason(error)}") from None
 
 
 def _valid(path: Path, identity: PlanIdentity) -> PlanInfo | None:
@@ -215,7 +248,8 @@ def _valid(path: Path, identity: PlanIdentity) -> PlanInfo | None:
     if (why := difference(identity, PlanIdentity.of(info))) is not None:
         LOGGER.warning("cached plan %s is not used and built again: %s", path.name, why)
         return None
-    os.utime(PlanInfo.path_of(path))  # when it was last used
+    with contextlib.suppress(OSError):  # a file of another user's
+        os.utime(PlanInfo.path_of(path))  # when it was last used
     return info
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from metro_edge import machine
 from metro_edge.backends.gpu import Gpu
 from metro_edge.errors import UserError
-from metro_edge.files import json_bytes, reason, sha256_of
+from metro_edge.files import json_bytes, kind_of_path, reason, sha256_of
 from metro_edge.plans.options import BatchProfile, BuildOptions
 from metro_edge.plans.versions import ANY_SYSTEM, FP8_CAPABILITY, Features, takes_plans_of, version_of
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from metro_edge.bundle import Bundle
 
 SCHEMA_VERSION = 3
+_TEXTS = ("onnx_sha256", "precision", "library", "library_version", "platform", "plan_sha256", "onnx_name")
 
 
 class PlanMismatchError(UserError):
@@ -164,14 +165,16 @@ class PlanInfo(PlanIdentity):
         plan_path = Path(plan_path)
         sidecar = cls.path_of(plan_path)
         for path in (plan_path, sidecar):
-            if not path.is_file():
-                raise PlanMismatchError(f"{path} does not exist; build the plan with `metro-edge build`")
+            if (kind := kind_of_path(path)) != "file":
+                found = f"is a {kind}, no file" if kind == "folder" else "is no file" if kind else "does not exist"
+                raise PlanMismatchError(f"{path} {found}; build the plan with `metro-edge build`")
         try:
             info = cls._from_json(json.loads(sidecar.read_text(encoding="utf-8")))
+            info.to_bytes()  # what cannot be written, such as values nested too deeply, was no sidecar
             content = plan_path.read_bytes()
         except OSError as error:
             raise PlanMismatchError(f"{plan_path} cannot be read: {reason(error)}") from None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise PlanMismatchError(
                 f"{sidecar} is not the description of a plan ({error}); build the plan again"
             ) from None
@@ -187,7 +190,12 @@ class PlanInfo(PlanIdentity):
             raise ValueError("other fields than a plan's description has")
         if not all(isinstance(values[name], dict) for name in ("settings", "machine", "origin")):
             raise ValueError("settings, machine or origin are no object")
+        if not all(isinstance(values[name], str) for name in _TEXTS):
+            raise ValueError(f"one of {', '.join(_TEXTS)} is no text")
+        if not all(isinstance(values[name], str | None) for name in ("gpu", "power_mode")):
+            raise ValueError("gpu or power mode are no text")
         profiles = tuple(BatchProfile(*map(int, profile)) for profile in values["profiles"])
+        BuildOptions(profiles=profiles)  # raises for those that no plan has
         capabilities = tuple(map(str, values["compute_capabilities"]))
         return cls(**{**values, "profiles": profiles, "compute_capabilities": capabilities})
 

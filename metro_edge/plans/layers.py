@@ -76,6 +76,6 @@ def layer_information(trt: Library, layers: list[dict[str, Any]], plan: memoryvi
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
         content["engine"] = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         content["engine_missing"] = f"the inspector's answer is not JSON: {error}"
     return content

@@ -150,7 +150,7 @@ def test_from_metros_folder_to_smpl_parameters(pictures, tmp_path, capsys):
     folder, file, out = metro_folder(), tmp_path / "metro_3dpw_state_dict.bin", tmp_path / "out"
     template = body_template("smpl", folder)
     torch.save(standing_state(SMALL_BODY, template), file)
-    counts = ["--calibration-samples", "8", "--verify-samples", "4"]
+    counts = ["--calibration-samples", "16", "--verify-samples", "4"]
     assert main(["convert", str(file), "--body", f"smpl={folder}", "-o", str(tmp_path / "bundle"), *counts]) == 0
     printed = capsys.readouterr().out
     assert "metro_body_resnet50: resnet50, 14 joints and 431 vertices as tokens (grid)" in printed

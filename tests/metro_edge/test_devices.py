@@ -78,3 +78,9 @@ def test_compute_capability(text: str, expected: str) -> None:
 def test_not_a_compute_capability(text: str) -> None:
     with pytest.raises(UserError, match="neither a compute capability such as sm86 or 8.6 nor a device"):
         compute_capability(text)
+
+
+def test_precisions_that_cores_lack():
+    device("l4").check_computes(("int8", "fp8"))
+    with pytest.raises(UserError, match="T4 does not compute in fp8; it has fp32, fp16, int8"):
+        device("t4").check_computes(("fp16", "fp8"))

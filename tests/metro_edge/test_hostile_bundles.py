@@ -113,6 +113,20 @@ def test_deeply_nested_json(shared_bundle, tmp_path, name):
         Bundle.load(bundle)
 
 
+@pytest.mark.parametrize("change", [{"box_scale": 1e300}, {"std": [1e-300] * 3}, {"mean": [1e30] * 3}])
+def test_a_spec_whose_numbers_no_picture_survives(shared_bundle, tmp_path, capsys, change):
+    bundle = tmp_path / "b"
+    shutil.copytree(shared_bundle.path, bundle)
+    text = json.dumps(json.loads((bundle / "spec.json").read_text()) | change).encode()
+    (bundle / "spec.json").write_bytes(text)
+    passport = json.loads((bundle / "passport.json").read_text())
+    passport["files"]["spec.json"] = {"sha256": sha256_of(text), "bytes": len(text)}
+    (bundle / "passport.json").write_text(json.dumps(passport))
+    assert main(["info", str(bundle)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and f"{next(iter(change))} " in error and error.count("\n") == 1
+
+
 def test_a_pipe_does_not_block(shared_bundle, tmp_path):
     bundle = tmp_path / "b"
     shutil.copytree(shared_bundle.path, bundle)

@@ -39,15 +39,20 @@ def test_round_trip(spec):
         ({"image_size": 16}, "image_size 16 must be 32 to 4096"),
         ({"image_size": 10**6}, "image_size 1000000 must be"),
         ({"vertex_count": 0}, "vertex_count 0"),
-        ({"box_scale": 0}, "box_scale 0"),
-        ({"std": [1, 0, 1]}, "must be positive"),
+        ({"box_scale": 0}, "box_scale 0 must be 0.1 to 10"),
+        ({"box_scale": 1e300}, r"box_scale 1e\+300 must be 0.1 to 10"),
+        ({"box_scale": float("nan")}, "box_scale nan must be"),
+        ({"std": [1, 0, 1]}, r"std \(1.0, 0.0, 1.0\) 0.001 to 10, of images scaled to 0 to 1"),
+        ({"std": [1, 1e-300, 1]}, "1e-300, 1.0. 0.001 to 10"),
+        ({"std": [1, 1, 1e30]}, "0.001 to 10"),
+        ({"mean": [123.675, 116.28, 103.53]}, r"mean \(123.675, 116.28, 103.53\) must be 0 to 1"),
         ({"std": [1, 1]}, "wrong kind"),
         ({"mean": 0.5}, "wrong kind"),
         ({"image_size": "large"}, "wrong kind"),
         ({"image_size": 64.5}, "image_size 64.5 and vertex_count .* must be whole"),
         ({"vertex_count": True}, "must be whole"),
-        ({"mean": [0.5, float("nan"), 0.5]}, "must be finite"),
-        ({"box_scale": float("inf")}, "must be finite"),
+        ({"mean": [0.5, float("nan"), 0.5]}, "nan, 0.5. must be 0 to 1"),
+        ({"box_scale": float("inf")}, "box_scale inf must be"),
         ({"box_scale": 10**400}, "wrong kind"),
         ({"name": 3}, "must be text"),
     ],
@@ -55,6 +60,12 @@ def test_round_trip(spec):
 def test_bad_specs(spec, changes, message):
     with pytest.raises(UserError, match=message):
         ModelSpec.from_json(changed(spec, **changes))
+
+
+def test_networks_of_other_numbers(spec):
+    """Those that take values from 0 to 255, and from -1 to 1."""
+    assert ModelSpec.from_json(changed(spec, mean=[0, 0, 0], std=[1 / 255] * 3)).std[0] == 1 / 255
+    assert ModelSpec.from_json(changed(spec, mean=[0.5] * 3, std=[0.5] * 3, box_scale=1)).mean == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("text", ["no json", "[1]", "3"])

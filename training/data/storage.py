@@ -163,7 +163,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no shards in {folder}: manifest.json is missing; make them with write_shards") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable: {error}") from None
     if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{path} is not a shard manifest of schema version {SCHEMA_VERSION}")

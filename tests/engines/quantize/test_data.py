@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
-from engines.quantize.data import Wanted, samples_of
+from engines.quantize.data import PEOPLE, PICTURES, SHARDS, Wanted, check_data, kind_of_data, samples_of
 from metro_edge.errors import UserError
 from training.data.shards import people_shards
 
@@ -37,6 +40,44 @@ def test_a_folder_of_shards(converted):
     assert "seed 5" in samples.search.data and samples.search.all()[1] is not None
     with pytest.raises(UserError, match="has 34 samples, 40 are needed: 16 to search, 8 to prove, 16 to calibrate"):
         samples_of(converted.bundle, folder, Wanted(16, 16, 8))
+
+
+@pytest.mark.parametrize("check", [check_data, samples_of])
+def test_what_the_network_was_trained_on_is_no_proof(converted, check):
+    """Shards are refused as --seed is, whatever the seed of the training was."""
+    wanted, folder = Wanted(16, 8, 8), people_shards(converted.data, converted.spec, seed=1, count=16, workers=1)
+    with pytest.raises(UserError, match="seed1-16-88px has people of seed 1, the training's: held-out samples need"):
+        check(converted.bundle, folder, wanted)
+    with pytest.raises(UserError, match="seed 1 is the training's: held-out samples need another one"):
+        check(converted.bundle, None, replace(wanted, seed=1))
+    other = replace(converted.bundle, passport={**converted.bundle.passport, "training": {"train_seed": 5}})
+    with pytest.raises(UserError, match="has 16 samples, 32 are needed"):
+        check(other, folder, wanted)
+    with pytest.raises(UserError, match="seed 5 is the training's"):
+        check(other, converted.data, replace(wanted, seed=5))
+
+
+def test_what_a_folder_holds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert kind_of_data(None) == kind_of_data(Path("runs/people")) == PEOPLE  # that is the default, made when needed
+    assert kind_of_data(tmp_path) == PEOPLE
+    (tmp_path / "seed2-64-224px").mkdir()
+    (tmp_path / "notes.txt").write_text("people were kept here before")
+    assert kind_of_data(tmp_path) == PEOPLE
+    (tmp_path / "a.JPG").write_bytes(b"")
+    assert kind_of_data(tmp_path) == PICTURES
+    (tmp_path / "manifest.json").write_text("{}")
+    assert kind_of_data(tmp_path) == SHARDS
+
+
+def test_a_mistyped_folder_is_not_made(converted, tmp_path):
+    with pytest.raises(UserError, match="peple does not exist; a folder of shards .* make it first"):
+        samples_of(converted.bundle, tmp_path / "peple", Wanted(16, 8, 8))
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("dear")
+    with pytest.raises(UserError, match="letters holds neither shards .*, pictures or people .* give an empty folder"):
+        samples_of(converted.bundle, tmp_path / "letters", Wanted(16, 8, 8))
+    assert [path.name for path in tmp_path.rglob("*")] == ["letters", "a.txt"]
 
 
 def test_pictures_have_no_truth(converted, tmp_path):

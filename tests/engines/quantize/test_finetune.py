@@ -141,3 +141,5 @@ def test_a_state_that_is_none(converted, tmp_path, capsys):
 def test_settings_in_python():
     with pytest.raises(UserError, match="--batch must be at least 1"):
         Settings(batch=0)
+    with pytest.raises(UserError, match="15 calibration samples are too few: at least 16 are needed"):
+        Settings(calibration_samples=15)

@@ -234,7 +234,10 @@ def test_distance_as_the_metric_without_truth(converted, tmp_path, capsys):
         ({"precisions": ("int8", "fp8"), "device": "l4"}, "takes int8 or fp8, not both"),
         ({"precisions": ("fp8",)}, "no CPU computes in fp8: name a GPU that does by --device"),
         ({"device": "pi"}, "unknown device 'pi'"),
-        ({"threads": 0}, "--threads must be at least 1, got 0"),
+        ({"backend": "tensorrt"}, "no times of layers are known on backend 'tensorrt': take onnxruntime or openvino"),
+        ({"precisions": ("fp8",), "device": "orin-nano"}, "Jetson Orin Nano 8 GB does not compute in fp8; it has fp32"),
+        ({"threads": 0}, "the number of threads must be 1 to .*; got 0"),
+        ({"threads": 999}, "the number of threads must be 1 to .*; got 999"),
         ({"evaluations": 0}, "--evaluations must be at least 1, got 0"),
     ],
 )
@@ -243,11 +246,28 @@ def test_settings_that_make_no_sense(change, message):
         Settings(**({"max_loss_mm": 1.0} | change))
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--backend", "tensorrt"], "no times of layers are known on backend 'tensorrt'"),
+        (["--threads", "999"], "number of threads must be 1 to"),
+        (["--device", "orin-nano", "--precisions", "fp8"], "does not compute in fp8"),
+        (["--seed", "1"], "seed 1 is the training's"),
+        (["--data", "nowhere"], "--data: nowhere does not exist"),
+        (["--samples", "7"], "7 search samples are too few"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_made(converted, tmp_path, capsys, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments(converted, tmp_path / "out", 1.0, *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert os.listdir(tmp_path) == []
+
+
 def test_prediction_and_measurement_exclude_each_other(converted, tmp_path, capsys):
     assert main(arguments(converted, tmp_path / "out", 1.0, "--device", "orin-nano", "--threads", "2")) == 2
     assert "--device predicts; --backend and --threads are for times measured here" in capsys.readouterr().err
-    assert main(arguments(converted, tmp_path / "out", 1.0, "--device", "orin-nano", "--precisions", "fp8")) == 2
-    assert "does not compute in fp8" in capsys.readouterr().err
 
 
 def test_a_place_that_is_taken(converted, tmp_path, capsys):

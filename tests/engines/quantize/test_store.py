@@ -39,7 +39,7 @@ def test_a_line_that_a_killed_process_had_begun_is_dropped(tmp_path):
         assert sorted(Store(tmp_path)._values) == ["a", "c"]
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[1, 2]", '{"key": "a"}', "{}"])
+@pytest.mark.parametrize("line", ["nonsense", "[1, 2]", '{"key": "a"}', "{}", "[" * 100_000])
 def test_another_file_is_refused(tmp_path, line):
     (tmp_path / FILE).write_text(line + "\n")
     with pytest.raises(UserError, match=r"line 1, is not a result of .* choose another --work"):

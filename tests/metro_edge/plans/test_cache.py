@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from metro_edge.backends.gpu import Gpu
 from metro_edge.bundle import Bundle
+from metro_edge.cli import main
 from metro_edge.errors import BundleError, UserError
 from metro_edge.plans import BatchProfile, BuildOptions, PlanInfo, PlanMismatchError, cache, checked_plan, plan_for
 from metro_edge.plans.cache import cache_folder, entries, prune
@@ -60,13 +62,33 @@ def test_every_precision_and_option_has_its_own_plan(bundle: Bundle, folder: Pat
     assert len(paths) == len(variants) + 1 == len(entries())
 
 
+def test_a_strangers_name_does_not_lead_out_of_the_cache(bundle: Bundle, folder: Path) -> None:
+    spec = dataclasses.replace(bundle.spec, name="../../\0" + "é" * 300)
+    built = plan(dataclasses.replace(bundle, spec=spec))
+    assert built.path.parent == folder and built.path.name.startswith(".._.._____")
+    assert [entry.problem for entry in entries()] == [None] and left_in(folder.parent) == {"plans"}
+
+
+def test_a_plan_is_used_though_its_use_cannot_be_noted(
+    bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files may be another user's."""
+    plan(bundle)
+
+    def denied(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", denied)
+    assert not plan(bundle).built
+
+
 def test_a_zipped_bundle_has_plans_too(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     zipped = Path(shutil.make_archive(str(tmp_path / "tiny"), "zip", bundle.path))
     built = plan(Bundle.load(zipped))
     assert built.built and not plan(bundle).built  # the same graph, so the same plan
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "no sidecar", "sidecar of another", "no json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no sidecar", "sidecar of another", "no json", "deep json"])
 def test_what_is_damaged_is_built_again(
     bundle: Bundle, folder: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -85,7 +107,8 @@ def test_what_is_damaged_is_built_again(
         shutil.copy(other.path, first.path)
         shutil.copy(PlanInfo.path_of(other.path), sidecar)
     else:
-        sidecar.write_text("{")
+        sidecar.write_text("{" if damage == "no json" else "[" * 100_000)
+        assert "is not the description of a plan" in entries()[0].problem
     with caplog.at_level(logging.WARNING, "metro_edge.plans"):
         again = plan(bundle)
     assert again.built and again.path == first.path
@@ -96,6 +119,7 @@ def test_what_is_damaged_is_built_again(
         "no sidecar": "does not exist",
         "sidecar of another": "ONNX graph with SHA-256",
         "no json": "is not the description of a plan",
+        "deep json": "is not the description of a plan",
     }
     assert expected[damage] in caplog.text
     assert PlanInfo.load(again.path) == again.info and not plan(bundle).built
@@ -209,6 +233,40 @@ class TestPrune:
         assert not list(folder.glob(f"{damaged.path.name}*"))
         assert [entry.path for entry in prune(everything=True)] == [kept.path]
         assert entries() == [] and list(prune(folder / "none")) == []
+
+    def test_what_cannot_go_is_told_and_the_others_go(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A folder with a plan's name keeps its neighbour; a plan in use, as on Windows, keeps its sidecar."""
+        (folder / "dir.plan").mkdir(parents=True)
+        for name in ("dir.plan.json", "used.plan", "used.plan.json", "a.plan", "a.plan.json"):
+            (folder / name).write_text("{}")
+        unlink = Path.unlink
+
+        def denied(path: Path, missing_ok: bool = False) -> None:
+            if path.name == "used.plan":
+                raise PermissionError(13, "Permission denied")
+            unlink(path, missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", denied)
+        assert main(["plans", "--prune"]) == 2
+        printed = capsys.readouterr()
+        assert printed.out.startswith("a.plan: ") and "1 plan removed from" in printed.out
+        assert printed.err.startswith("error: 2 plans could not be removed from the cache: ")
+        assert "dir.plan is a folder, which is not of the cache" in printed.err and printed.err.count("\n") == 1
+        assert "cannot remove " in printed.err and "used.plan: Permission denied" in printed.err
+        left = {name for name in left_in(folder) if not name.endswith(".lock")}
+        assert left == {"dir.plan", "dir.plan.json", "used.plan", "used.plan.json"}
+
+    def test_a_cache_that_cannot_be_read(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder.mkdir()
+
+        def denied(path: Path, pattern: str) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "glob", denied)
+        with pytest.raises(UserError, match=r"cannot read the cache of plans, .*plans: Permission denied"):
+            entries()
 
     def test_what_is_built_meanwhile_stays(self, bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The lock is another build's, which mends the entry before it gives it back."""

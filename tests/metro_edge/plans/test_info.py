@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import platform as system
@@ -63,12 +64,40 @@ def test_refuses_a_missing_part(plan_path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 3, "gpu": null}', b"\xff\xfe"]
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"schema_version": 2}',
+        '{"schema_version": 3, "gpu": null}',
+        b"\xff\xfe",
+        "[" * 100_000,
+        "9" * 5000,
+    ],
 )
 def test_refuses_other_json(plan_path: Path, text: str | bytes) -> None:
     PlanInfo.path_of(plan_path).write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(PlanMismatchError, match="is not the description of a plan"):
         PlanInfo.load(plan_path)
+
+
+def test_refuses_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.plan").mkdir()
+    with pytest.raises(PlanMismatchError, match=r"a\.plan is a folder, no file; build"):
+        PlanInfo.load(tmp_path / "a.plan")
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, 5000])
+def test_values_in_values_are_refused_or_usable(plan_path: Path, depth: int) -> None:
+    """JSON's reader takes some that functions in Python, walking through them, do not."""
+    sidecar = PlanInfo.path_of(plan_path)
+    deep = '{"in": ' * depth + "0" + "}" * depth
+    sidecar.write_text(sidecar.read_text().replace('"settings": {}', f'"settings": {deep}'))
+    assert '"in"' in sidecar.read_text()
+    with contextlib.suppress(PlanMismatchError):
+        dataclasses.asdict(info := PlanInfo.load(plan_path))
+        assert info.key != info_of().key and depth < 5000
 
 
 @pytest.mark.parametrize(
@@ -80,6 +109,12 @@ def test_refuses_other_json(plan_path: Path, text: str | bytes) -> None:
         {"settings": []},
         {"origin": "here"},
         {"compute_capabilities": None},
+        {"profiles": []},
+        {"profiles": [[1, 1, 10**9]]},
+        {"profiles": [[1, 1, float("inf")]]},
+        {"library_version": 10},
+        {"power_mode": 3},
+        {"machine": {"cpu": float("nan")}},
     ],
 )
 def test_refuses_other_fields(plan_path: Path, change: dict) -> None:

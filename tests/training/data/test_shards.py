@@ -190,6 +190,7 @@ def test_unwritable_folder(people, template, spec, tmp_path):
     [
         (lambda f: os.remove(f / "manifest.json"), "manifest.json is missing"),
         (lambda f: (f / "manifest.json").write_text("{"), "not readable"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "not readable"),
         (lambda f: (f / "manifest.json").write_text('{"schema_version": 99}'), "schema version"),
         (lambda f: (f / "manifest.json").write_text('{"schema_version": 1}'), "not a complete"),
         (lambda f: (f / "shard-00000" / "vertices.npy").write_bytes(b"x"), "damaged"),
