@@ -151,9 +151,7 @@ def _from_coco(text: str, name: str) -> BoxTable:
     return _table(rows, pictures, name)
 
 
-def _coco_row(
-    one: Any, frames: dict[Any, int], where: str
-) -> Row | None:
+def _coco_row(one: Any, frames: dict[Any, int], where: str) -> Row | None:
     """Return a row of the table from an annotation or a result, None of another category; raises as its values do."""
     if one.get("category_id", PERSON) != PERSON:
         return None
@@ -195,9 +193,7 @@ def _checked_box(values: Any, where: str) -> NDArray[np.float64]:
     return box
 
 
-def _table(
-    rows: list[Row], pictures: dict[str, int], name: str
-) -> BoxTable:
+def _table(rows: list[Row], pictures: dict[str, int], name: str) -> BoxTable:
     if not rows:
         raise UserError(f"{name} has no box of a person")
     try:
