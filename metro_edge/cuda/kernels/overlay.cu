@@ -7,6 +7,7 @@
 
 #define SUBSAMPLES 256
 #define EMPTY 0xffffffffffffffffull
+#define LARGEST 3.402823466e38f  // finite float
 #define FARTHEST_SAMPLE 1048576.0f  // 2^20; further out corners are moved there, and products stay below 2^60
 
 enum Format { BGR = 0, RGB = 1, NV12 = 3 };
@@ -242,12 +243,14 @@ extern "C" __global__ void measure_skeletons(const float *__restrict__ points, S
   int person = blockIdx.x * blockDim.x + threadIdx.x;
   if (person >= people) return;
   const float *p = points + (size_t)person * joint_count * 2;
-  float left = p[0], right = p[0], top = p[1], bottom = p[1];
-  for (int i = 1; i < joint_count; ++i) {
-    left = fminf(left, p[2 * i]);
-    right = fmaxf(right, p[2 * i]);
-    top = fminf(top, p[2 * i + 1]);
-    bottom = fmaxf(bottom, p[2 * i + 1]);
+  float left = LARGEST, right = -LARGEST, top = LARGEST, bottom = -LARGEST;
+  for (int i = 0; i < joint_count; ++i) {
+    float x = p[2 * i], y = p[2 * i + 1];
+    if (!(fabsf(x) <= LARGEST && fabsf(y) <= LARGEST)) continue;  // infinite or NaN: drawn nowhere
+    left = fminf(left, x);
+    right = fmaxf(right, x);
+    top = fminf(top, y);
+    bottom = fmaxf(bottom, y);
   }
   float thickness = fmaxf(1.0f, rintf(fmaxf(right - left, bottom - top) / 120.0f)), joint = thickness + 1.0f;
   float edge = joint + 1.0f;

@@ -223,9 +223,12 @@ extern "C" __global__ void __launch_bounds__(256) crop_resized(ResizedPeople peo
   Triangle columns = triangle(p.x, x), rows = triangle(p.y, y);
   const Bgr black = {0, 0, 0};
   float b = 0.0f, g = 0.0f, r = 0.0f;
-  for (int i = columns.low; i < columns.high; ++i) {
+  // Black adds nothing: only what lies inside the frame is visited, however far beyond it the box reaches.
+  int left = max(columns.low, -p.x.first), right = min(columns.high, frame.width - p.x.first);
+  int top = max(rows.low, -p.y.first), bottom = min(rows.high, frame.height - p.y.first);
+  for (int i = left; i < right; ++i) {
     float column_b = 0.0f, column_g = 0.0f, column_r = 0.0f;
-    for (int j = rows.low; j < rows.high; ++j) {
+    for (int j = top; j < bottom; ++j) {
       float weight = weight_at(rows, j) * rows.norm;
       Bgr at = pixel(data, uv, frame, p.x.first + i, p.y.first + j, black);
       column_b = fmaf(weight, (float)at.b, column_b);

@@ -346,13 +346,26 @@ def test_skeletons_in_nv12(device):
 
 
 @pytest.mark.gpu
-def test_joints_that_are_not_finite_draw_nothing(device):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_joints_that_are_not_finite_draw_nothing(device, value):
     points, picture = joints_px(2), Picture([background()], "bgr")
-    points[0] = np.nan
+    points[0] = value
     SkeletonOverlay(H36M, device.loader)(picture.frame, DeviceBuffer.of(points))
     layer, alpha = strokes_over(points[1:], HEIGHT, WIDTH)
     expected = background() * (1 - alpha[..., None]) + layer
     assert np.abs(picture.get()[0] - expected).max() < 0.5 + 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_joint_that_is_not_finite_leaves_the_others(device, value):
+    points, picture = joints_px(1), Picture([background()], "bgr")
+    whole = Picture([background()], "bgr")
+    SkeletonOverlay(H36M, device.loader)(whole.frame, DeviceBuffer.of(points))
+    points[0, 3, 0] = value
+    SkeletonOverlay(H36M, device.loader)(picture.frame, DeviceBuffer.of(points))
+    changed, drawn = (np.abs(one.get()[0].astype(int) - background()).max(axis=2) > 2 for one in (picture, whole))
+    assert 0 < changed.mean() < 0.3 and not (changed & ~drawn).any()
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import cv2
@@ -239,6 +240,23 @@ def test_half_and_int8_are_the_rounded_float(device):
         wanted = np.clip(np.rint(single * np.float32(1.0 / scale)), -128, 127)
         np.testing.assert_array_equal(quantised, wanted.astype(np.int8))
     assert quantised.max() == 127 and quantised.min() == -128
+
+
+@pytest.mark.gpu
+def test_a_box_far_beyond_the_frame_costs_what_the_frame_does(device):
+    """Rule metro_demo visits every pixel of the box in the reference; black ones beyond the frame need no visit."""
+    spec, picture, took = with_rule("metro_demo"), noise(60, 80), {}
+    on_device = Pitched(device, [picture], "bgr", 0)
+    for side in (500, 7900):
+        box = np.array([[-side / 2, -side / 2, side, side]])
+        assert_same_levels(run(device, on_device, box, spec), network_input(picture, box, spec), spec)
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            run(device, on_device, box, spec)
+            times.append(time.perf_counter() - began)
+        took[side] = min(times)
+    assert took[7900] < 30 * took[500], took  # 250 times the pixels
 
 
 @pytest.mark.gpu
