@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from metro_edge.backends.cores import check_cores
     from metro_edge.bundle import Bundle
     from metro_edge.machine import describe_machine, machine_line
     from metro_edge.selftest import (
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         shipped_images,
     )
 
+    check_cores(args.threads, None)
     bundle = Bundle.load(args.bundle)
     pairs = names_of(bundle, args.backend, args.precision)
     images = shipped_images(bundle, args.frames)

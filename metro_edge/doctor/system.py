@@ -85,7 +85,7 @@ def read_system(root: Path = Path("/")) -> System:
         toolkit=_toolkit(),
         power_mode=machine.power_mode(root),
         clocks=clocks,
-        locked=None if gpu is None else gpu[1] == gpu[2],
+        locked=None if gpu is None or jetson is None else gpu[1] == gpu[2],
         smi=smi,
     )
 
@@ -179,4 +179,8 @@ def _smi() -> dict[str, str]:
     values: list[Any] = [value.strip() for value in lines[0].split(",")] if lines else []
     if len(values) != len(SMI_FIELDS):
         return {}
-    return {name: value for name, value in zip(SMI_FIELDS, values, strict=True) if "N/A" not in value}
+    return {
+        name: value
+        for name, value in zip(SMI_FIELDS, values, strict=True)
+        if "N/A" not in value and not value.startswith("[")
+    }

@@ -28,6 +28,9 @@ class Word(str):
     """A value that is written without quotes: a name of an enumeration."""
 
 
+MOST = 2**31 - 1  # of the schema's 32-bit numbers
+
+
 @dataclass(frozen=True)
 class TritonOptions:
     """How the models are served.
@@ -60,6 +63,9 @@ class TritonOptions:
                 f"max_people {self.max_people} and instances {self.instances} must be at least 1, and "
                 f"delay_us {self.delay_us} not negative"
             )
+        largest = max(self.max_people, self.instances, self.delay_us, *self.gpus)
+        if largest > MOST:
+            raise UserError(f"Triton counts people, instances, GPUs and microseconds up to {MOST}, got {largest}")
         if any(gpu < 0 for gpu in self.gpus) or (self.gpus and self.kind == "cpu"):
             raise UserError(f"gpus {', '.join(map(str, self.gpus))} must be from 0 on, and are not for kind cpu")
         if self.focal_px is not None and not 0 < self.focal_px < float("inf"):

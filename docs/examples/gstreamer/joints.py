@@ -71,10 +71,17 @@ def host_frame(buffer: Any, info: Any) -> Iterator[HostFrame]:
         yield HostFrame(data, info.width, info.height, name, pitch=strides[0], yuv=yuv, **second)
 
 
-def add_bodies(buffer: Any, bodies: Sequence[Body]) -> None:
-    """Attach one region of interest a person (its id counts from 0), with joints in metres and px as its parameter."""
+def add_bodies(buffer: Any, bodies: Sequence[Body], frame_wh: tuple[int, int]) -> None:
+    """Attach one region of interest a person (its id counts from 0), with joints in metres and px as its parameter.
+
+    The region is the part of the person's box that lies in the frame.
+    """
     for number, body in enumerate(bodies):
-        x, y, width, height = (max(0, round(float(value))) for value in body.box)
+        ends = [(float(at), float(at + size)) for at, size in zip(body.box[:2], body.box[2:], strict=True)]
+        (x, right), (y, bottom) = (
+            [round(min(max(end, 0.0), side)) for end in pair] for pair, side in zip(ends, frame_wh, strict=True)
+        )
+        width, height = right - x, bottom - y
         meta = GstVideo.buffer_add_video_region_of_interest_meta(buffer, PERSON, x, y, width, height)
         meta.id = number
         fields = {"joints-m": body.joints, "joints-px": body.joints_px, "translation-m": body.translation}
@@ -146,12 +153,13 @@ class Bridge:
 
     def _carry(self, sample: Any) -> None:
         buffer, caps = sample.get_buffer(), sample.get_caps()
-        with host_frame(buffer, GstVideo.VideoInfo.new_from_caps(caps)) as frame:
+        info = GstVideo.VideoInfo.new_from_caps(caps)
+        with host_frame(buffer, info) as frame:
             bodies = self.estimate(frame)
         # Another buffer of the same memory: metadata may be added only to one that nobody else holds.
         flags = Gst.BufferCopyFlags
         marked = buffer.copy_region(flags.FLAGS | flags.TIMESTAMPS | flags.META | flags.MEMORY, 0, buffer.get_size())
-        add_bodies(marked, bodies)
+        add_bodies(marked, bodies, (info.width, info.height))
         if self.jsonl is not None:
             pts = None if buffer.pts == Gst.CLOCK_TIME_NONE else int(buffer.pts)
             print(json.dumps({"pts_ns": pts, "bodies": [b.to_dict() for b in bodies]}), file=self.jsonl, flush=True)

@@ -81,7 +81,8 @@ def picture_source(format: str, size: str = "width=322,height=242") -> str:
 # A JPEG's colours are of full range, which NV12 keeps; rows are of whole 4 bytes.
 @pytest.mark.parametrize(("format", "kind"), [("NV12", ["nv12", "bt601-full", 324]), ("BGR", ["bgr", "bt601", 968])])
 def test_joints_travel_with_the_buffers(tmp_path: Path, format: str, kind: list[Any]) -> None:
-    boxes = [[20.0, 10.0, 200.0, 230.0], [100.0, 0.0, 150.0, 242.0]]
+    boxes = [[20.0, 10.0, 200.0, 230.0], [-30.0, -10.0, 380.0, 262.0]]
+    inside = [[20, 10, 200, 230], [0, 0, 322, 242]]  # the second reaches beyond every border
     result = probe("run", picture_source(format), "queue ! identity", boxes, str(tmp_path))
     seen = np.load(tmp_path / "seen.npy")
     assert result["count"] == len(result["after"]) == len(result["lines"]) == len(seen) == 3
@@ -96,7 +97,7 @@ def test_joints_travel_with_the_buffers(tmp_path: Path, format: str, kind: list[
         assert after["pts"] == line["pts_ns"] == number * 40_000_000
         assert after["duration"] == 40_000_000
         assert len(after["regions"]) == len(line["bodies"]) == 2
-        for region, record, body, box in zip(after["regions"], line["bodies"], bodies, boxes, strict=True):
+        for region, record, body, box in zip(after["regions"], line["bodies"], bodies, inside, strict=True):
             assert (region["type"], region["box"]) == ("person", box) and region["joint-set"] == body.joint_set
             np.testing.assert_allclose(np.reshape(region["joints-m"], (-1, 3)), body.joints, rtol=1e-6, atol=1e-6)
             np.testing.assert_allclose(np.reshape(region["joints-px"], (-1, 2)), body.joints_px, rtol=1e-5, atol=1e-3)

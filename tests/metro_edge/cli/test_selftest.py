@@ -62,6 +62,7 @@ def test_mistakes(capsys):
     for arguments, message in (
         (["--backend", "tvm"], "unknown backend 'tvm'"),
         (["--frames", "0"], "at least one frame"),
+        (["--threads", "0"], "the number of threads must be 1 to"),
         (["--bundle", "nowhere"], "no bundle at nowhere"),
     ):
         assert cli.main(["selftest", *arguments]) == 2

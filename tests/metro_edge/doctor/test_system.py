@@ -90,8 +90,16 @@ def test_an_nvidia_smi_that_fails(bare, text, code):
 
 
 def test_what_nvidia_smi_does_not_know_is_left_out(bare):
-    program(bare, "nvidia-smi", RTX.replace("450.00", "[N/A]"))
-    assert "power.limit" not in read_system(bare).smi
+    for value in ("[N/A]", "[Not Supported]", "N/A"):
+        program(bare, "nvidia-smi", RTX.replace("450.00", value))
+        assert "power.limit" not in read_system(bare).smi
+
+
+def test_another_boards_gpu_has_no_jetson_clocks(bare):
+    clocks = dict.fromkeys(("cur_freq", "min_freq", "max_freq"), "800000000")
+    write(bare, {f"sys/class/devfreq/fb000000.gpu/{name}": value for name, value in clocks.items()})
+    found = read_system(bare)
+    assert found.clocks["GPU"] == "800 MHz, 800 to 800" and found.locked is None
 
 
 def test_the_kernels_driver_and_the_pci_bus(bare):

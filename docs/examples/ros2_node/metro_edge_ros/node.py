@@ -75,13 +75,17 @@ def boxes_from_parameter(values: list[float]) -> NDArray[np.float64] | None:
 def main() -> None:
     """Spin until interrupted."""
     rclpy.init()
-    node = MetroEdgeNode()
+    node = None
     try:
+        node = MetroEdgeNode()
         rclpy.spin(node)
     except KeyboardInterrupt:
         pass
+    except UserError as error:  # of a parameter
+        raise SystemExit(f"error: {error}") from None
     finally:
-        node.destroy_node()
+        if node is not None:
+            node.destroy_node()
         rclpy.try_shutdown()
 
 
