@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from metro_edge.cli import quiet_opencv, run_command
+from metro_edge.cli import Parser, quiet_opencv, run_command
 
 COMMANDS = (
     "run",
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = Parser(prog="python -m benchmarks", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         importlib.import_module(f"benchmarks.commands.{name}").add_parser(subparsers)

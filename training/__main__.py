@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
-from metro_edge.cli import quiet_opencv, run_command
+from metro_edge.cli import Parser, quiet_opencv, run_command
 
 COMMANDS = ("fit", "evaluate", "publish", "body", "sizes", "sheet", "tsv")
 
@@ -15,7 +14,7 @@ COMMANDS = ("fit", "evaluate", "publish", "body", "sizes", "sheet", "tsv")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, see `metro_edge.cli.run_command`."""
     quiet_opencv()
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser = Parser(prog="python -m training", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
         importlib.import_module(f"training.commands.{name}").add_parser(subparsers)

@@ -47,9 +47,12 @@ def open_network(
         threads: of ONNX Runtime; None leaves it to the engine.
 
     Raises:
-        UserError: as load_any, Bundle.load and open_session; a precision for a checkpoint; a device that is not there.
+        UserError: as load_any, Bundle.load and open_session; a precision for a checkpoint; a device for a bundle, or
+            one that is not there.
     """
     if _is_bundle(Path(path)):
+        if device != "auto":
+            raise UserError(f"{path} is a bundle, which runs on ONNX Runtime: --device is for checkpoints")
         return _open_bundle(path, precision, threads)
     if precision != "fp32":
         raise UserError(f"{path} is a checkpoint and runs in fp32; {precision} is for bundles (engines convert)")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from metro_edge.errors import UserError
 from metro_edge.template import SparseMatrix
 from training.bodies import anny, fit
 from training.model import EncoderBlock, Metro, MetroConfig
@@ -28,6 +29,7 @@ WIDTHS = {
     "512/256/64 x 2": (512, 256, 64),
 }
 POPULATION, TRAIN_BATCH = 320, 16
+TRAIN_EVERY = 8  # runs
 
 
 def variants() -> Iterator[tuple[str, MetroConfig]]:
@@ -48,7 +50,12 @@ def variants() -> Iterator[tuple[str, MetroConfig]]:
 
 
 def size_table(runs: int = 40) -> str:
-    """Measure every variant, interleaved, on this machine's CPU with PyTorch; return a Markdown table."""
+    """Measure every variant, interleaved, on this machine's CPU with PyTorch; return a Markdown table.
+
+    Raises UserError for fewer runs than TRAIN_EVERY, the first of which trains too.
+    """
+    if runs < TRAIN_EVERY:
+        raise UserError(f"--runs must be at least {TRAIN_EVERY}, got {runs}")
     floors = {coarse: coarse_floor_mm(coarse) for coarse in tqdm(COARSE_COUNTS, desc="meshes")}
     models = {name: (config, _untrained(config)) for name, config in variants()}
     forward: dict[str, list[float]] = {name: [] for name in models}
@@ -56,7 +63,7 @@ def size_table(runs: int = 40) -> str:
     for run in tqdm(range(runs + 1), desc="timing"):
         for name, (config, model) in models.items():
             seconds = _forward_seconds(config, model)
-            both = _training_seconds(config, model) if run % 8 == 0 else None
+            both = _training_seconds(config, model) if run % TRAIN_EVERY == 0 else None
             if run:  # the first round warms up
                 forward[name].append(seconds)
             if run and both is not None:
@@ -81,7 +88,9 @@ def coarse_floor_mm(count: int) -> float:
     bodies = [anny.random_population(n, seed)["vertices"] for n, seed in ((POPULATION, 7), (POPULATION // 4, 8))]
     fitted, held_out = (b - template.root("h36m14", b)[:, None] for b in bodies)
     middle = template.level_vertices[1].astype(np.int64)
-    coarse = fit.symmetric_subset(fitted[::4], middle[np.isin(mirror[middle], middle)], mirror, count)
+    # A body's coordinates tell three vertices apart at most: of fewer bodies rounding would draw the last ones.
+    every = 4 if count < 3 * len(fitted) // 8 else 1
+    coarse = fit.symmetric_subset(fitted[::every], middle[np.isin(mirror[middle], middle)], mirror, count)
     step = fit.fit_upsampling(fitted, coarse, middle, anny.COARSE_NEIGHBOURS)
     rebuilt = template.upsampling[1] @ (step @ held_out[:, coarse])
     return float(np.linalg.norm(rebuilt - held_out, axis=-1).mean() * 1e3)

@@ -59,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         "--detail", choices=("auto", "layers", "groups", "coarse"), default="auto",
-        help="measure each layer, or neighbours together first, or at most 16 groups and no layer (auto: layers or "
+        help="measure each layer, or neighbours together first, or at most 17 groups and no layer (auto: layers or "
         "groups by the size of the network)",
     )  # fmt: skip
     group.add_argument("--evaluations", type=int, default=40, help="mixes whose loss is measured (40)")

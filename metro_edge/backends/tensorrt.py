@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,22 +50,25 @@ class TensorRTSession(Session):
         self._lock = threading.Lock()
         self._context = DeviceContext(ordinal)
         self._driver = self._context.driver
+        self._network: DeviceNetwork | None = None
+        self._runner: NetworkRunner | None = None
+        self._stream: Any = None
         try:
             path = named_or_cached(bundle, precision, trt, self._context.gpu, plan)
-            with self._context:
-                self._network = DeviceNetwork(path, bundle.spec, trt)
+            with self._context, device_errors(self._driver, f"a session for {path}"):
+                self._network = DeviceNetwork(path, bundle.spec, trt, partial(bundle.onnx_bytes, precision))
                 given = self._network.output_sizes()
                 wanted = {name: given[name] for name in bundle.spec.outputs if name in given}
-                self._runner: NetworkRunner | None = NetworkRunner(self._network, wanted)
+                self._runner = NetworkRunner(self._network, wanted)
                 self._stream = self._driver.Stream(1)
         except BaseException:
-            self._context.close()
+            self._context.close(self._free)
             raise
         self.device = f"{trt.__name__} {trt.__version__} on {self._context.name}"
 
     def _infer(self, images: FloatArray) -> Outputs:
         with self._lock:
-            if self._runner is None:
+            if self._runner is None or self._network is None:
                 raise UserError("the session is closed")
             most = self._network.max_batch
             with self._context, device_errors(self._driver, f"a batch of {len(images)}"):
@@ -86,11 +90,11 @@ class TensorRTSession(Session):
     def close(self) -> None:
         """Free the plan and its memory; doing it twice is fine."""
         with self._lock:
-            if self._runner is None:
-                return
-            with self._context:
-                self._runner.close()
-                self._runner = None
-                self._network.close()
-                del self._stream
-            self._context.close()
+            self._context.close(self._free)
+
+    def _free(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+        if self._network is not None:
+            self._network.close()
+        self._runner = self._network = self._stream = None

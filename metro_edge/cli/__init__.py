@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from metro_edge.errors import UserError
 
@@ -20,9 +20,17 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 and the signal's number, as shells say it
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line; its commands do so too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print it and exit with code 2."""
+        self.exit(EXIT_USER_ERROR, f"error: {printable(message)}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; their modules load nothing heavy."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="metro-edge",
         description="3D joints and a body mesh of every person in a picture, with METRO.",
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from metro_edge.cuda.dlpack import DLPACK_CUDA, exported
-from metro_edge.cuda.driver import ordinal_of
+from metro_edge.cuda.context import entered_context
+from metro_edge.cuda.dlpack import DLPACK_CUDA, check_export, exported
+from metro_edge.cuda.driver import current_ordinal, ordinal_of
 from metro_edge.cuda.loading import load_pycuda
 from metro_edge.errors import UserError
 from metro_edge.preprocess import MAX_SIDE_PX
@@ -45,18 +46,45 @@ def yuv_of_bgr(yuv: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.array([0.0 if full else 16.0, 128.0, 128.0]), matrix
 
 
+class _Exporting:
+    """The protocols by which other libraries take an array without a copy; nothing is waited for."""
+
+    def _described(self) -> DeviceArray:
+        raise NotImplementedError
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        array = self._described()
+        return {"shape": array.shape, "typestr": array.dtype.str, "data": (array.pointer, False), "version": 3}
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        array = self._described()
+        return DLPACK_CUDA, ordinal_of(array.pointer) if array.ordinal is None else array.ordinal
+
+    def __dlpack__(self, *, dl_device: tuple[int, int] | None = None, copy: bool | None = None, **_: Any) -> Any:
+        """Return a capsule, without a copy; raises BufferError for a copy or another device."""
+        array, ordinal = self._described(), self.__dlpack_device__()[1]
+        check_export(ordinal, dl_device, copy)
+        return exported(array.pointer, array.shape, array.dtype, ordinal, self)
+
+
 @dataclass(frozen=True)
-class DeviceArray:
-    """A C-contiguous array in device memory that somebody else owns and keeps alive.
+class DeviceArray(_Exporting):
+    """A C-contiguous array in device memory that somebody else owns and keeps alive, also from who takes its DLPack.
 
     Attributes:
         pointer: address of the first element.
         shape, dtype: as NumPy's.
+        ordinal: number of its GPU, None where the driver must be asked, in a thread with a context.
     """
 
     pointer: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    ordinal: int | None = field(default=None, compare=False, repr=False)
+
+    def _described(self) -> DeviceArray:
+        return self
 
     @classmethod
     def of(cls, array: Any, name: str = "array") -> DeviceArray:
@@ -66,40 +94,31 @@ class DeviceArray:
         """
         if isinstance(array, DeviceArray):
             return array
+        if isinstance(array, DeviceBuffer):
+            return array._described()
         interface = getattr(array, "__cuda_array_interface__", None)
         if not isinstance(interface, dict):
             raise UserError(
                 f"{name} must be in device memory: a DeviceArray or an object with __cuda_array_interface__, "
                 f"got {type(array).__name__}"
             )
-        shape, dtype = tuple(int(n) for n in interface["shape"]), np.dtype(interface["typestr"])
-        strides = interface.get("strides")
+        pointer, shape, dtype, strides = described_by(interface, name)
         if strides is not None and 0 not in shape and _c_strides(shape, dtype) != _without_ones(shape, strides):
-            raise UserError(f"{name} must be C-contiguous, got shape {shape} with strides {tuple(strides)} bytes")
-        return cls(int(interface["data"][0] or 0), shape, dtype)
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3}
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return DLPACK_CUDA, ordinal_of(self.pointer)
-
-    def __dlpack__(self, **_: Any) -> Any:
-        """Return a capsule, without a copy; nothing is waited for, and the owner must outlive its consumer."""
-        return exported(self.pointer, self.shape, self.dtype, ordinal_of(self.pointer), self)
+            raise UserError(f"{name} must be C-contiguous, got shape {shape} with strides {strides} bytes")
+        return cls(pointer, shape, dtype)
 
     def rows(self, first: int, last: int) -> DeviceArray:
         """Return the rows `first` to `last` - 1 of the leading axis."""
         row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-        return DeviceArray(self.pointer + first * row, (last - first, *self.shape[1:]), self.dtype)
+        return DeviceArray(self.pointer + first * row, (last - first, *self.shape[1:]), self.dtype, self.ordinal)
 
 
-class DeviceBuffer:
-    """An array in device memory of the current context, freed with the object.
+class DeviceBuffer(_Exporting):
+    """An array in device memory of the current context, freed with the object, or with its DeviceContext before.
 
     Attributes:
         shape, dtype: as NumPy's; the content is undefined until something is written.
+        ordinal: number of its GPU.
 
     Raises:
         UserError: when the memory is not there.
@@ -108,11 +127,23 @@ class DeviceBuffer:
     def __init__(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self._driver = load_pycuda()
+        self.ordinal = current_ordinal()
         nbytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
         try:
             self._memory = self._driver.mem_alloc(nbytes) if nbytes else None
         except self._driver.MemoryError:
             raise UserError(f"no {nbytes / 1e6:.1f} MB of device memory left for {self.shape} {self.dtype}") from None
+        if (context := entered_context()) is not None:
+            context.owns(self)
+
+    def _described(self) -> DeviceArray:
+        return DeviceArray(self.pointer, self.shape, self.dtype, self.ordinal)
+
+    def close(self) -> None:
+        """Free it; doing it twice is fine."""
+        if self._memory is not None:
+            self._memory.free()
+            self._memory = None
 
     @classmethod
     def of(cls, array: NDArray[Any]) -> DeviceBuffer:
@@ -124,19 +155,8 @@ class DeviceBuffer:
 
     @property
     def pointer(self) -> int:
-        """Address of the first element; 0 of an array without any."""
+        """Address of the first element; 0 of an array without any, and when it was freed."""
         return int(self._memory) if self._memory is not None else 0
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3}
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return DLPACK_CUDA, ordinal_of(self.pointer)
-
-    def __dlpack__(self, **_: Any) -> Any:
-        """Return a capsule, without a copy; nothing is waited for."""
-        return exported(self.pointer, self.shape, self.dtype, ordinal_of(self.pointer), self)
 
     def rows(self, first: int, last: int) -> DeviceArray:
         """Return the rows `first` to `last` - 1 of the leading axis, which live as long as this object."""
@@ -147,6 +167,8 @@ class DeviceBuffer:
         array = np.empty(self.shape, self.dtype)
         if self._memory is not None:
             self._driver.memcpy_dtoh(array, self._memory)
+        elif array.size:
+            raise UserError(f"the buffer of {self.shape} {self.dtype} was freed")
         return array
 
 
@@ -164,6 +186,28 @@ def _c_strides(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
 def _without_ones(shape: tuple[int, ...], strides: Any) -> tuple[int, ...]:
     """Return the strides that matter: along an axis of one element any will do."""
     return tuple(int(stride) for n, stride in zip(shape, strides, strict=True) if n != 1)
+
+
+def described_by(
+    interface: dict[str, Any], name: str
+) -> tuple[int, tuple[int, ...], np.dtype[Any], tuple[int, ...] | None]:
+    """Return pointer, shape, type and strides (None: no gaps) of a __cuda_array_interface__; raises UserError."""
+    try:
+        shape = tuple(int(n) for n in interface["shape"])
+        strides = interface.get("strides")
+        strides = None if strides is None else tuple(int(n) for _, n in zip(shape, strides, strict=True))
+        return int(interface["data"][0] or 0), shape, np.dtype(interface["typestr"]), strides
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{name} has a __cuda_array_interface__ that cannot be read ({why}): {interface!r}") from None
+
+
+def people_of(array: Any, name: str) -> int:
+    """Return the length of a device array's leading axis; raises UserError for one without axes."""
+    shape = DeviceArray.of(array, name).shape
+    if not shape:
+        raise UserError(f"{name} must have an axis of people, got a single value")
+    return shape[0]
 
 
 def pointer_of(name: str, array: Any, shape: tuple[int, ...], dtype: DTypeLike) -> np.uint64:
@@ -211,6 +255,11 @@ class DeviceFrame:
                 f"unknown format {self.format!r} or YUV rule {self.yuv!r}; "
                 f"known: {', '.join(FORMATS)}; {', '.join(YUV_RULES)}"
             )
+        for name in ("pointer", "width", "height", "pitch", "uv_pointer", "uv_pitch"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)):
+                raise UserError(f"{name} of a frame must be a whole number, got {value!r}")
+            object.__setattr__(self, name, int(value))
         size = f"{self.width} x {self.height} px"
         if not (1 <= self.width <= MAX_SIDE_PX and 1 <= self.height <= MAX_SIDE_PX):
             raise UserError(f"a frame must be 1 to {MAX_SIDE_PX} px in width and height, got {size}")

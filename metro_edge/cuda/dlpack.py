@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from metro_edge.errors import UserError
 
 DLPACK_CUDA = 2  # kDLCUDA
 FRESH, USED = b"dltensor", b"used_dltensor"
-CODES = {0: "i", 1: "u", 2: "f"}  # kDLInt, kDLUInt, kDLFloat
+CODES = {0: "i", 1: "u", 2: "f", 6: "b"}  # kDLInt, kDLUInt, kDLFloat, kDLBool
+NO_WAIT = -1  # in place of a stream, by the protocol
 
 
 class _Tensor(ctypes.Structure):
@@ -47,8 +48,7 @@ class _Managed(ctypes.Structure):
 
 
 _api = ctypes.pythonapi
-_api.PyCapsule_New.restype = ctypes.py_object
-_api.PyCapsule_New.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_api.PyCapsule_IsValid.argtypes = (ctypes.py_object, ctypes.c_char_p)
 _api.PyCapsule_GetPointer.restype = ctypes.c_void_p
 _api.PyCapsule_GetPointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
 _api.PyCapsule_SetName.argtypes = (ctypes.py_object, ctypes.c_char_p)
@@ -74,12 +74,23 @@ class Imported:
         self._give_back()
 
 
-def imported(array: Any) -> Imported:
+def imported(array: Any, stream: int = NO_WAIT) -> Imported:
     """Return what an object with __dlpack__ describes, on whatever device.
 
-    The producer orders nothing: the caller waits for its stream. Raises UserError for types that NumPy does not have.
+    Args:
+        array: the object.
+        stream: CUstream handle of who will read it: the object's library lets it wait for what fills the array.
+            NO_WAIT: it orders nothing, the caller does.
+
+    Raises:
+        UserError: types that NumPy does not have, or an object that hands nothing over.
     """
-    capsule = array.__dlpack__(stream=-1)
+    try:
+        capsule = array.__dlpack__(stream=stream)
+    except Exception as error:  # BufferError by the protocol, to which not every library holds
+        raise UserError(f"{type(array).__name__} hands its memory over to nobody: {error}") from None
+    if not _api.PyCapsule_IsValid(capsule, FRESH):
+        raise UserError(f"{type(array).__name__}.__dlpack__ returned {type(capsule).__name__}, no DLPack capsule")
     address = _api.PyCapsule_GetPointer(capsule, FRESH)
     managed = _Managed.from_address(address)
     _api.PyCapsule_SetName(capsule, USED)
@@ -98,42 +109,29 @@ def imported(array: Any) -> Imported:
     return Imported(int(tensor.data or 0) + int(tensor.byte_offset), shape, dtype, strides, give_back)
 
 
-class _Export:
-    """What a capsule points at, kept until its consumer or the capsule itself lets go."""
+class _Claim:
+    """What NumPy takes for an array, of memory that it never looks at; keeps the memory's owner."""
 
-    alive: ClassVar[dict[int, _Export]] = {}
-
-    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], ordinal: int, owner: Any) -> None:
+    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], owner: Any) -> None:
         self.owner = owner
-        self.shape = (ctypes.c_int64 * max(len(shape), 1))(*shape)
-        self.managed = _Managed()
-        tensor = self.managed.tensor
-        tensor.data, tensor.device_type, tensor.device_id = pointer, DLPACK_CUDA, ordinal
-        tensor.ndim, tensor.shape = len(shape), ctypes.cast(self.shape, ctypes.POINTER(ctypes.c_int64))
-        tensor.code = {kind: code for code, kind in CODES.items()}[dtype.kind]
-        tensor.bits, tensor.lanes = dtype.itemsize * 8, 1
-        self.managed.deleter = _DELETE
-        self.alive[ctypes.addressof(self.managed)] = self
-
-
-def _delete(address: int) -> None:
-    _Export.alive.pop(address, None)
-
-
-def _drop(capsule: int) -> None:
-    """A capsule goes that nobody took: so does what it points at."""
-    held = ctypes.cast(capsule, ctypes.py_object)
-    try:
-        address = _api.PyCapsule_GetPointer(held, FRESH)
-    except ValueError:  # taken: the consumer calls the deleter
-        return
-    _Export.alive.pop(address, None)
-
-
-_DELETE, _DROP = _Deleter(_delete), _Deleter(_drop)
+        self.__array_interface__ = {"data": (pointer, False), "shape": shape, "typestr": dtype.str, "version": 3}
 
 
 def exported(pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], ordinal: int, owner: Any) -> Any:
-    """Return a DLPack capsule of a C-contiguous array on a GPU; `owner` lives as long as its consumer wants."""
-    export = _Export(pointer, shape, dtype, ordinal, owner)
-    return _api.PyCapsule_New(ctypes.addressof(export.managed), FRESH, ctypes.cast(_DROP, ctypes.c_void_p))
+    """Return a DLPack capsule of a C-contiguous array on a GPU; `owner` lives as long as its consumer wants.
+
+    The capsule is NumPy's, with another device written into it: it may be freed while an exception is on its way, and
+    a destructor in Python would lose that. Raises BufferError for a type that DLPack does not have.
+    """
+    capsule = np.asarray(_Claim(pointer, shape, dtype, owner)).__dlpack__()
+    tensor = _Managed.from_address(_api.PyCapsule_GetPointer(capsule, FRESH)).tensor
+    tensor.device_type, tensor.device_id = DLPACK_CUDA, ordinal
+    return capsule
+
+
+def check_export(ordinal: int, dl_device: tuple[int, int] | None, copy: bool | None) -> None:
+    """Raise BufferError, as the protocol asks, for a copy and for another device than CUDA's number `ordinal`."""
+    if copy:
+        raise BufferError("this array is handed over where it is, not as a copy: ask for copy=None, and copy it then")
+    if dl_device is not None and tuple(map(int, dl_device)) != (DLPACK_CUDA, ordinal):
+        raise BufferError(f"this array is on DLPack device {(DLPACK_CUDA, ordinal)}, {tuple(dl_device)} was asked for")

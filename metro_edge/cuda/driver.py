@@ -103,6 +103,13 @@ def ordinal_of(pointer: int) -> int:
     return owner.value
 
 
+def current_ordinal() -> int:
+    """Return the number of the GPU whose context is current; raises DeviceError where none is."""
+    ordinal = ctypes.c_int()
+    call("cuCtxGetDevice", ctypes.byref(ordinal))
+    return ordinal.value
+
+
 def is_page_locked(pointer: int) -> bool:
     """Whether host memory at `pointer` is known to CUDA, so that copies of it need no staging."""
     kind = ctypes.c_uint()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from metro_edge.bundle import Bundle
 from metro_edge.cuda.context import DeviceContext
+from metro_edge.cuda.dlpack import NO_WAIT
 from metro_edge.cuda.driver import check_stream
 from metro_edge.cuda.inputs import GivenFrame, given_frame, stream_handle
 from metro_edge.cuda.lane import PARTS, Lane, part_sizes
@@ -34,6 +36,10 @@ DEFAULT_PARTS = ("camera", "translation", "joints", "joints_px", "vertices")
 LANES = 2
 MAX_PEOPLE = 16
 DEFAULT_STREAM = 0
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, (int, np.integer)) and bool(value >= least)
 
 
 class DeviceEstimator:
@@ -72,8 +78,8 @@ class DeviceEstimator:
         graphs: bool = True,
         focal_px: float | None = None,
     ) -> None:
-        if min(max_people, lanes) < 1:
-            raise UserError(f"max_people and lanes must be 1 or more, got {max_people} and {lanes}")
+        if not (_is_whole(max_people, 1) and _is_whole(lanes, 1)):
+            raise UserError(f"max_people and lanes must be 1 or more, got {max_people!r} and {lanes!r}")
         if unknown := [name for name in parts if name not in PARTS]:
             raise UserError(f"unknown part {unknown[0]!r}; known: {', '.join(PARTS)}")
         if focal_px is not None:
@@ -85,10 +91,16 @@ class DeviceEstimator:
         self._lock = threading.Lock()
         self._turn = 0
         kernels = loader or KernelLoader()
+        made: list[Lane] = []
         with context:
-            self.lanes = tuple(
-                Lane(context, network, bundle.template, kernels, max_people, wanted, graphs) for _ in range(lanes)
-            )
+            try:
+                for _ in range(lanes):
+                    made.append(Lane(context, network, bundle.template, kernels, max_people, wanted, graphs))
+            except BaseException:
+                for lane in made:
+                    lane.close()
+                raise
+        self.lanes = tuple(made)
         self._pending: list[Pending | None] = [None] * lanes
 
     @classmethod
@@ -121,23 +133,20 @@ class DeviceEstimator:
             UserError: no GPU, unusable settings, or too little device memory.
             BundleError, MissingExtraError, PlanMismatchError: of the bundle, of what is not installed, of the plan.
         """
-        if max_people < 1:
-            raise UserError(f"max_people must be 1 or more, got {max_people}")
+        if not _is_whole(max_people, 1):
+            raise UserError(f"max_people must be 1 or more, got {max_people!r}")
         loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         trt = load_library(library)
-        context = DeviceContext(ordinal)
+        context, free = DeviceContext(ordinal), None
         try:
             built = BuildOptions(profiles=(BatchProfile(1, 1, min(max_people, MAX_PEOPLE)),))
             path = named_or_cached(loaded, precision, trt, context.gpu, plan, built, progress=progress)
             with context:
-                network = DeviceNetwork(path, loaded.spec, trt)
-            try:
-                return cls(loaded, context, network, max_people=max_people, **options)
-            except BaseException:
-                network.close()
-                raise
+                network = DeviceNetwork(path, loaded.spec, trt, partial(loaded.onnx_bytes, precision))
+            free = network.close
+            return cls(loaded, context, network, max_people=max_people, **options)
         except BaseException:
-            context.close()
+            context.close(free)
             raise
 
     def __call__(self, frame: Any, boxes: ArrayLike | None = None, **options: Any) -> DeviceBodies:
@@ -160,15 +169,18 @@ class DeviceEstimator:
             boxes: (N, 4) or (4,) x, y, width, height in px; None takes the whole frame as one person's box.
             camera_matrix: (3, 3) of the frame's camera, undistorted; None takes `focal_px`.
             stream: that fills the frame, a handle or an object of PyCUDA, PyTorch, CuPy or Numba; what it was given so
-                far is waited for, on the GPU. None: what the frame itself says, else the default stream.
+                far is waited for: on the GPU, but for a frame on the host that is not page-locked here. None: what the
+                frame itself says, for one on the GPU else the default stream.
 
         Raises:
             UserError: a frame, boxes, matrix or stream that are not usable, or more people than `max_people`.
             DeviceError: the GPU failed.
         """
         handle = stream_handle(stream)
-        with self._lock, self.context:
-            given = given_frame(frame, self.context.ordinal)
+        with self._lock, self._opened():
+            # By DLPack a library itself makes the lane wait for what fills its array, unless the caller says what does.
+            reader = int(self.lanes[self._turn].stream.handle) if handle is None else NO_WAIT
+            given = given_frame(frame, self.context.ordinal, reader)
             size = (given.height, given.width)
             checked = check_boxes([[0.0, 0.0, given.width, given.height]] if boxes is None else boxes, size)
             if len(checked) > self.max_people:
@@ -177,12 +189,17 @@ class DeviceEstimator:
                 intrinsics = Intrinsics.for_frame(size, self.focal_px)
             else:
                 intrinsics = Intrinsics.from_matrix(camera_matrix)
-            if handle is not None:
-                check_stream(handle, self.context.handle)
+            if (filling := given.stream if handle is None else handle) is not None:
+                check_stream(filling, self.context.handle)
             return self._give(given, checked, intrinsics, handle)
 
     def warm_up(self, people: Sequence[int] = (1,), frame_hw: tuple[int, int] = (1080, 1920)) -> None:
         """Make all that frames of this size with these numbers of people will need, graphs too."""
+        self._opened()
+        if not isinstance(people, Sequence) or not all(_is_whole(count, 0) for count in people):
+            raise UserError(f"warm_up takes numbers of people, such as (1, 2, 4), got {people!r}")
+        if not isinstance(frame_hw, Sequence) or len(frame_hw) != 2 or not all(_is_whole(side, 1) for side in frame_hw):
+            raise UserError(f"warm_up takes a frame's height and width in px, got {frame_hw!r}")
         frame = np.zeros((*frame_hw, 3), np.uint8)
         for count in people:
             boxes = np.tile([0.0, 0.0, frame_hw[1], frame_hw[0]], (count, 1))
@@ -190,18 +207,30 @@ class DeviceEstimator:
                 self.infer_async(frame, boxes).wait()
 
     def close(self) -> None:
-        """Wait for all frames, and free all memory; results that were not copied are gone. Twice is fine."""
+        """Wait for all frames, and free all memory; results that were not copied are gone. Twice is fine.
+
+        Only the page-locked memory of a result's arrays stays while somebody holds them.
+        """
         with self._lock:
             if self.context.closed:
                 return
-            with self.context:
-                for i, lane in enumerate(self.lanes):
-                    if (pending := self._pending[i]) is not None:
-                        pending.settle()
-                    lane.close()
-                self.lanes, self._pending = (), []
-                self.network.close()
-            self.context.close()
+            self.context.check_outside()
+            for turn in range(len(self.lanes)):
+                self._settle(turn)
+            lanes, self.lanes, self._pending = list(self.lanes), (), []
+
+        def free() -> None:
+            while lanes:
+                lanes.pop().close()
+            self.network.close()
+
+        # Not under the lock, for which a thread may wait that is inside the context.
+        self.context.close(free)
+
+    def _opened(self) -> DeviceContext:
+        if not self.lanes:
+            raise UserError("this estimator is closed")
+        return self.context
 
     def __enter__(self) -> Self:
         return self
@@ -211,17 +240,18 @@ class DeviceEstimator:
     ) -> None:
         self.close()
 
+    def _settle(self, turn: int) -> None:
+        if (pending := self._pending[turn]) is not None:
+            pending.settle()
+
     def _give(
         self, given: GivenFrame, boxes: NDArray[np.float64], intrinsics: Intrinsics, stream: int | None
     ) -> Pending:
-        if not self.lanes:
-            raise UserError("this estimator is closed")
         turn, lane = self._turn, self.lanes[self._turn]
-        if (before := self._pending[turn]) is not None:
-            before.settle()
+        self._settle(turn)
         lane.wait()
         if given.device is None:
-            device = lane.upload(given.planes, given.width, given.height, given.format, given.yuv)
+            device = lane.upload(given.planes, given.width, given.height, given.format, given.yuv, stream)
         else:
             device = given.device
             # Two streams that nothing else orders: the default one is where libraries work unless told otherwise.

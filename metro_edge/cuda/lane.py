@@ -73,8 +73,31 @@ class Lane:
         graphs: bool,
     ) -> None:
         self._driver = context.driver
+        self._graphs: dict[int, Graph] = {}
+        self._events: list[Event] = []
+        try:
+            with device_errors(self._driver, f"a lane for {max_people} people"):
+                self._make(network, template, loader, max_people, wanted)
+        except BaseException:
+            self._free()
+            raise
+        self._seen: set[int] = set()
+        self._graphs_wanted = graphs
+        self._kept: Any = None
+        self.mark: Callable[[str], None] | None = None
+
+    def _make(
+        self,
+        network: DeviceNetwork,
+        template: BodyTemplate,
+        loader: KernelLoader,
+        max_people: int,
+        wanted: Sequence[str],
+    ) -> None:
         self.stream = self._driver.Stream(NON_BLOCKING)
-        self.done, self._given = Event(), Event()
+        for _ in range(2):
+            self._events.append(Event())
+        self.done, self._given = self._events
         self._loader = RecordingLoader(loader)
         self._spec, self._max_batch = network.spec, min(network.max_batch, max_people)
         self._runner = NetworkRunner(network)
@@ -90,11 +113,6 @@ class Lane:
         self._host = self._driver.pagelocked_empty(max(max_people * self._wanted_values, 1), np.float32)
         self._frame: DeviceBuffer | None = None
         self._staging: NDArray[np.uint8] | None = None
-        self._graphs: dict[int, Graph] = {}
-        self._seen: set[int] = set()
-        self._graphs_wanted = graphs
-        self._kept: Any = None
-        self.mark: Callable[[str], None] | None = None
 
     @property
     def captured(self) -> tuple[int, ...]:
@@ -112,28 +130,42 @@ class Lane:
         self._given.hold(self.stream.handle)
 
     def upload(
-        self, planes: Sequence[NDArray[np.uint8]], width: int, height: int, format: str, yuv: str
+        self,
+        planes: Sequence[NDArray[np.uint8]],
+        width: int,
+        height: int,
+        format: str,
+        yuv: str,
+        stream: int | None = None,
     ) -> DeviceFrame:
-        """Copy a frame's planes (rows, bytes of a row) into this lane's memory, behind its work so far.
+        """Copy a frame's planes, as of GivenFrame, into this lane's memory, behind its work so far.
 
         Planes in page-locked memory without gaps are copied from where they are, and must stay as they are until the
-        frame is done; others go through page-locked memory of the lane.
+        frame is done; others go through page-locked memory of the lane. What a stream that fills them was given so far
+        is waited for: on the GPU, where all are page-locked; else here.
         """
         self._say("begin")
         nbytes = sum(plane.size for plane in planes)
-        if self._frame is None or self._frame.shape[0] < nbytes:
-            self._frame = DeviceBuffer((nbytes,), np.uint8)
-            self._staging = self._driver.pagelocked_empty(nbytes, np.uint8, mem_flags=WRITE_COMBINED)
-        assert self._staging is not None
-        start, staged = 0, 0
-        for plane in planes:
-            source = plane.reshape(-1) if plane.flags.c_contiguous else None
-            if source is None or not is_page_locked(int(source.ctypes.data)):
-                source = self._staging[staged : staged + plane.size]
-                np.copyto(source.reshape(plane.shape), plane)
-                staged += plane.size
-            self._driver.memcpy_htod_async(self._frame.pointer + start, source, self.stream)
-            start += plane.size
+        locked = [bool(plane.flags.c_contiguous) and is_page_locked(int(plane.ctypes.data)) for plane in planes]
+        with device_errors(self._driver, f"the upload of a frame of {width} x {height} px"):
+            if stream is not None:
+                self.follow(stream)
+                if not all(locked):
+                    self._given.wait()
+            if self._frame is None or self._staging is None or self._frame.shape[0] < nbytes:
+                frame = DeviceBuffer((nbytes,), np.uint8)
+                self._staging = self._driver.pagelocked_empty(nbytes, np.uint8, mem_flags=WRITE_COMBINED)
+                self._frame = frame
+            start, staged = 0, 0
+            for plane, stays in zip(planes, locked, strict=True):
+                if stays:
+                    source = plane.reshape(-1)
+                else:
+                    source = self._staging[staged : staged + plane.size]
+                    np.copyto(source.reshape(plane.shape), plane)
+                    staged += plane.size
+                self._driver.memcpy_htod_async(self._frame.pointer + start, source, self.stream)
+                start += plane.size
         self._kept = planes
         self._say("host_to_device")
         pitch = width * BYTES_PER_PX[format]
@@ -175,18 +207,22 @@ class Lane:
     def close(self) -> None:
         """Wait, and free what the lane has; the context must be current."""
         self.wait()
+        self._runner.close()
+        self._free()
+
+    def _free(self) -> None:
         for graph in self._graphs.values():
             graph.close()
-        self._graphs.clear()
-        self._runner.close()
-        self.done.close()
-        self._given.close()
+        for event in self._events:
+            event.close()
+        # Whoever still holds the lane, such as the traceback of an error, holds nothing of the GPU with it.
+        self.__dict__.clear()
 
     def _placed(self, people: int) -> Placed:
         parts, start = {}, self._arena.pointer
         for name, shape in self._parts.items():
             dtype = np.dtype(np.int32 if name == "status" else np.float32)
-            parts[name] = DeviceArray(start, (people, *shape), dtype)
+            parts[name] = DeviceArray(start, (people, *shape), dtype, self._arena.ordinal)
             start += 4 * people * self._values[name]
         return Placed(**parts)
 
@@ -211,7 +247,7 @@ class Lane:
             with self._loader.capturing(self.stream) as graph:
                 self._launch(frame, boxes, intrinsics, placed)
         except (UserError, self._driver.Error) as error:
-            LOGGER.warning("no CUDA graph of %d people, launches stay plain: %s", len(boxes), error)
+            LOGGER.warning("no CUDA graph of %d people, launches stay plain: %s", len(boxes), str(error))
             self._graphs_wanted = False
             return
         self._graphs[len(boxes)] = graph

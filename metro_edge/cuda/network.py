@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +12,7 @@ import numpy as np
 from metro_edge.cuda.arrays import DeviceArray, DeviceBuffer
 from metro_edge.errors import DeviceError, PredictionError, UserError
 from metro_edge.files import reason
+from metro_edge.plans.info import PlanInfo
 from metro_edge.plans.log import logger_of
 from metro_edge.plans.options import BatchProfile
 from metro_edge.plans.versions import Library, activation_bytes, new_context
@@ -32,14 +34,16 @@ class DeviceNetwork:
         path: of the plan, which metro_edge.plans has checked.
         spec: of the network.
         library: see metro_edge.plans.versions.load_library.
+        graph: gives the ONNX graph that the plan was built from, whose weights a plan without weights gets.
 
     The CUDA context must be current, here and in all methods.
 
     Raises:
-        UserError: a plan that TensorRT refuses, with its reason, or that has other tensors than the spec says.
+        UserError: a plan that TensorRT refuses, with its reason, that has other tensors than the spec says, or whose
+            weights cannot be filled in.
     """
 
-    def __init__(self, path: Path, spec: ModelSpec, library: Library) -> None:
+    def __init__(self, path: Path, spec: ModelSpec, library: Library, graph: Callable[[], bytes] | None = None) -> None:
         self.spec, self.library = spec, library
         try:
             content = path.read_bytes()
@@ -47,12 +51,18 @@ class DeviceNetwork:
             raise UserError(f"cannot read {path}: {reason(error)}") from None
         self._logger = logger_of(library)
         self._logger.start()
-        self._runtime: stubs.Runtime | None = library.Runtime(self._logger)
-        engine = self._runtime.deserialize_cuda_engine(content)
+        settings = _settings(path)
+        runtime = library.Runtime(self._logger)
+        if settings.get("version_compatible"):
+            runtime.engine_host_code_allowed = True  # such a plan brings the runtime of the version that built it
+        engine = runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise UserError(f"{library.__name__} refuses plan {path}: {self._logger.reason()}")
-        self.engine: stubs.ICudaEngine | None = engine
+        if settings.get("strip_weights"):
+            self._fill_in(engine, path, graph)
         self.profiles = self._checked(engine, path)
+        self._runtime: stubs.Runtime | None = runtime
+        self.engine: stubs.ICudaEngine | None = engine
 
     @property
     def max_batch(self) -> int:
@@ -103,6 +113,20 @@ class DeviceNetwork:
         """Free engine and runtime, after all execution contexts; twice is fine."""
         self.engine = self._runtime = None
 
+    def _fill_in(self, engine: stubs.ICudaEngine, path: Path, graph: Callable[[], bytes] | None) -> None:
+        """Give a plan without weights those of the graph; without them it would run, and compute nonsense."""
+        if graph is None:
+            raise UserError(f"plan {path} has no weights, and no graph to take them from was given")
+        content = graph()  # TensorRT reads it until the plan has its weights
+        trt = cast(Any, self.library)
+        refitter: stubs.Refitter = trt.Refitter(engine, self._logger)
+        parser: stubs.OnnxParserRefitter = trt.OnnxParserRefitter(refitter, self._logger)
+        if not parser.refit_from_bytes(content) or refitter.get_missing_weights() or not refitter.refit_cuda_engine():
+            raise UserError(
+                f"plan {path} has no weights, and {self.library.__name__} cannot take them from the bundle's graph: "
+                f"{self._logger.reason()}; build it again without --strip-weights"
+            )
+
     def _checked(self, engine: stubs.ICudaEngine, path: Path) -> tuple[BatchProfile, ...]:
         trt, size = self.library, self.spec.image_size
         found = {}
@@ -130,6 +154,18 @@ def output_sizes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     joints = len(spec.joints)
     mesh = {"vertices": (spec.vertex_count, 3)} if "vertices" in spec.outputs else {"mesh_joints": (joints, 3)}
     return {"camera": (3,), "joints": (joints, 3), **mesh}
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Return what the sidecar, which was checked before, says of how a plan was built."""
+    sidecar = PlanInfo.path_of(path)
+    if not sidecar.is_file():
+        return {}
+    try:
+        settings: dict[str, Any] = json.loads(sidecar.read_bytes())["settings"]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {sidecar}: {error}") from None
+    return settings
 
 
 def _shape(engine: stubs.ICudaEngine, name: str) -> tuple[int, ...]:

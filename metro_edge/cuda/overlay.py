@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metro_edge.cuda.arrays import DeviceArray, DeviceBuffer, DeviceFrame, pointer_of, yuv_of_bgr
+from metro_edge.cuda.arrays import DeviceBuffer, DeviceFrame, people_of, pointer_of, yuv_of_bgr
 from metro_edge.cuda.loading import KernelLoader, load_pycuda
 from metro_edge.cuda.postprocess import VertexNormals
 from metro_edge.errors import UserError
@@ -124,7 +124,7 @@ class MeshOverlay:
         Raises:
             UserError: for a frame, arrays or numbers that do not fit.
         """
-        people, count = DeviceArray.of(vertices, "vertices").shape[0], self._normals_of.vertex_count
+        people, count = people_of(vertices, "vertices"), self._normals_of.vertex_count
         source = pointer_of("vertices", vertices, (people, count, 3), np.float32)
         places = pointer_of("translations", translations, (people, 3), np.float32)
         canvas = _canvas(frame)
@@ -222,7 +222,7 @@ class SkeletonOverlay:
         Raises:
             UserError: for a frame or an array that does not fit, or more people than this object was made for.
         """
-        people = DeviceArray.of(joints_px, "joints_px").shape[0]
+        people = people_of(joints_px, "joints_px")
         points = pointer_of("joints_px", joints_px, (people, len(self.joints), 2), np.float32)
         canvas = _canvas(frame)
         if people > self.max_people:

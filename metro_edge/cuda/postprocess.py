@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metro_edge.cuda.arrays import MAX_PEOPLE, DeviceArray, DeviceBuffer, launches, pointer_of
+from metro_edge.cuda.arrays import MAX_PEOPLE, DeviceArray, DeviceBuffer, launches, people_of, pointer_of
 from metro_edge.cuda.loading import KernelLoader
 from metro_edge.errors import PredictionError, UserError
 from metro_edge.postprocess import MIN_DEPTH_M, Intrinsics
@@ -92,7 +92,7 @@ class Regressor:
 
     def __call__(self, vertices: Any, joints: Any, stream: Any = None) -> None:
         """Write joints (N, J, 3) of vertices (N, V, 3), float32 in device memory; raises UserError for others."""
-        people = DeviceArray.of(vertices, "vertices").shape[0]
+        people = people_of(vertices, "vertices")
         source = pointer_of("vertices", vertices, (people, self.vertex_count, 3), np.float32)
         target = pointer_of("joints", joints, (people, self.rows, 3), np.float32)
         if not people:
@@ -289,7 +289,7 @@ class VertexNormals:
 
     def __call__(self, vertices: Any, normals: Any, stream: Any = None) -> None:
         """Write unit normals (N, V, 3) of vertices (N, V, 3), float32 in device memory; raises UserError for others."""
-        people = DeviceArray.of(vertices, "vertices").shape[0]
+        people = people_of(vertices, "vertices")
         source = pointer_of("vertices", vertices, (people, self.vertex_count, 3), np.float32)
         target = pointer_of("normals", normals, (people, self.vertex_count, 3), np.float32)
         if not people or not self.vertex_count:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from metro_edge.body import Body
 from metro_edge.cuda.context import DeviceContext
 from metro_edge.cuda.driver import Event, check_stream
+from metro_edge.cuda.inputs import stream_handle
 from metro_edge.cuda.postprocess import Placed
 from metro_edge.errors import UserError
 from metro_edge.postprocess import NO_FACES, Intrinsics
@@ -98,7 +99,7 @@ class Pending:
     def __init__(
         self, finish: Callable[[], DeviceBodies], context: DeviceContext, event: Event, device: Placed
     ) -> None:
-        self._finish = finish
+        self._finish: Callable[[], DeviceBodies] | None = finish
         self._context = context
         self._event = event
         self._mutex = threading.Lock()
@@ -111,15 +112,26 @@ class Pending:
 
     def wait(self) -> None:
         """Wait for the GPU, and look at nothing."""
-        with self._context:
-            self._event.wait()
-
-    def wait_on(self, stream: int) -> None:
-        """Let a stream, by its CUstream handle, wait for this frame; the processor does not wait."""
         if self._result is None:
             with self._context:
-                check_stream(stream, self._context.handle)
-                self._event.hold(stream)
+                self._event.wait()
+
+    def wait_on(self, stream: Any) -> None:
+        """Let a stream wait for this frame; the processor does not wait.
+
+        Args:
+            stream: a CUstream handle, or an object of PyCUDA, PyTorch, CuPy or Numba; 0 is the default stream.
+
+        Raises:
+            UserError: no stream, or one of another context.
+        """
+        handle = stream_handle(stream)
+        if handle is None:
+            raise UserError("wait_on needs a stream to wait in: a handle, or an object of a CUDA library, got None")
+        if self._result is None:
+            with self._context:
+                check_stream(handle, self._context.handle)
+                self._event.hold(handle)
 
     def result(self, timeout_s: float | None = None) -> DeviceBodies:
         """Return the people, waiting for the GPU; other Python threads go on meanwhile.
@@ -150,12 +162,14 @@ class Pending:
         with self._mutex:
             if self._result is not None:
                 return
+            assert self._finish is not None
             try:
                 with self._context:
                     result = self._finish()
                     self._result = result.copy() if copying else result
             except Exception as error:
                 self._result = error
+            self._finish = None  # it holds the lane
 
     def _passed(self) -> bool:
         with self._context:

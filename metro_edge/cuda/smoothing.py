@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from metro_edge.cuda.arrays import MAX_PEOPLE, DeviceArray, DeviceBuffer, launches, pointer_of
+from metro_edge.cuda.arrays import MAX_PEOPLE, DeviceBuffer, launches, people_of, pointer_of
 from metro_edge.cuda.loading import KernelLoader
 from metro_edge.errors import UserError
 from metro_edge.smoothing import OneEuro as Reference
@@ -81,7 +81,7 @@ class OneEuro:
             UserError: arrays that do not fit, tracks of another number or named twice, a time that does not go on, or
                 more tracks than the memory has rows. Nothing is remembered of such a frame.
         """
-        people = DeviceArray.of(points, "points").shape[0]
+        people = people_of(points, "points")
         source = pointer_of("points", points, (people, *self.shape), np.float32)
         target = pointer_of("smoothed", smoothed, (people, *self.shape), np.float32)
         self._check(tracks, people, time_s)

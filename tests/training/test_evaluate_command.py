@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from metro_edge.bundle import shipped_bundle_path
 from metro_edge.metrics import procrustes
 from tests.own_sets_files import FRAMES_3DPW, sequence_values, write_3dpw, write_human36m, write_sequence
 from tests.released_files import SMALL_BODY, standing_state
@@ -181,6 +182,14 @@ def test_rows_that_the_data_sets_rules_leave_out_are_shown(home: Path, tmp_path:
     report, text = evaluated([*arguments, "--smpl", str(metro_folder())], tmp_path, capsys)
     assert report["opening"] == {"bad": [], "left_out": {"camera pose not valid": 2, "no joint in the picture": 0}}
     assert text.splitlines()[-1] == "labels: rows that the data set's rules leave out: 2 (camera pose not valid)"
+
+
+def test_what_a_bundle_does_not_take(capsys: Any) -> None:
+    bundle = str(shipped_bundle_path())
+    assert main(["evaluate", bundle]) == 2
+    assert "is a bundle, which needs --protocol" in capsys.readouterr().err
+    assert main(["evaluate", bundle, "--protocol", "generated", "--count", "1", "--device", "cpu"]) == 2
+    assert "--device is for checkpoints" in capsys.readouterr().err
 
 
 def test_bad_folders_are_one_line_and_exit_2(home: Path, changed: Path, tmp_path: Path, capsys: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from training import sizes
+from training.__main__ import main
 
 
 def test_variants_change_one_size_at_a_time() -> None:
@@ -19,6 +20,12 @@ def test_variants_change_one_size_at_a_time() -> None:
 def test_more_coarse_vertices_rebuild_the_mesh_better(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "POPULATION", 64)
     assert sizes.coarse_floor_mm(256) < sizes.coarse_floor_mm(96) < 12
+
+
+@pytest.mark.parametrize("runs", [0, 7])
+def test_too_few_runs(runs: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sizes", "--runs", str(runs)]) == 2
+    assert f"--runs must be at least 8, got {runs}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

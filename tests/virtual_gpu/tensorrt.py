@@ -57,7 +57,8 @@ def write_plan(
 ) -> Path:
     """Write a plan of the stand-in and its sidecar; returns its path. `changes` go to the sidecar."""
     graph = bundle.onnx_bytes(precision)
-    header = json.dumps([(p.smallest, p.best, p.largest) for p in profiles]).encode()
+    settings = changes.get("settings", {})
+    header = json.dumps({"profiles": [(p.smallest, p.best, p.largest) for p in profiles], **settings}).encode()
     content = MAGIC + header + b"\n" + graph
     identity = PlanIdentity(
         onnx_sha256=hashlib.sha256(graph).hexdigest(),
@@ -91,7 +92,7 @@ class StandIn:
     Attributes:
         contexts: that were made and are alive.
         runs: batch sizes, in the order in which they ran.
-        fail: what a call is to fail at: `enqueue`, `capture`, `context`, `shape`.
+        fail: what a call is to fail at: `enqueue`, `capture`, `context`, `shape`, `refit`.
     """
 
     __name__ = "tensorrt"
@@ -110,14 +111,39 @@ class StandIn:
         self.dtype = DataType.FLOAT
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
-        return SimpleNamespace(deserialize_cuda_engine=lambda content: self._deserialise(content, logger))
+        runtime = SimpleNamespace(engine_host_code_allowed=False)
+        runtime.deserialize_cuda_engine = lambda content: self._deserialise(content, logger, runtime)
+        return runtime
 
-    def _deserialise(self, content: bytes, logger: Any) -> Engine | None:
+    def Refitter(self, engine: Engine, logger: Any) -> Any:  # noqa: N802
+        missing = [] if engine.has_weights else ["a weight"]
+        return SimpleNamespace(
+            engine=engine,
+            get_missing_weights=missing.copy,
+            given=missing.clear,
+            refit_cuda_engine=lambda: engine.refit(not missing),
+        )
+
+    def OnnxParserRefitter(self, refitter: Any, logger: Any) -> Any:  # noqa: N802
+        def refit_from_bytes(graph: bytes) -> bool:
+            if self.fail == "refit" or graph != refitter.engine.graph:
+                logger.log(Severity.ERROR, "Failed to refit the weights.")
+                return False
+            refitter.given()
+            return True
+
+        return SimpleNamespace(refit_from_bytes=refit_from_bytes)
+
+    def _deserialise(self, content: bytes, logger: Any, runtime: Any) -> Engine | None:
         if not content.startswith(MAGIC):
             logger.log(Severity.ERROR, "Serialization assertion magicTagRead == kPLAN_MAGIC_TAG failed.")
             return None
         header, graph = content[len(MAGIC) :].split(b"\n", 1)
-        return Engine(self, graph, json.loads(header), logger)
+        about = json.loads(header)
+        if about.get("version_compatible") and not runtime.engine_host_code_allowed:
+            logger.log(Severity.ERROR, "Cannot deserialize engine with lean runtime: host code is not allowed.")
+            return None
+        return Engine(self, graph, about["profiles"], logger, not about.get("strip_weights"))
 
 
 class Engine:
@@ -125,7 +151,10 @@ class Engine:
 
     device_memory_size_v2 = ACTIVATION_BYTES
 
-    def __init__(self, library: StandIn, graph: bytes, profiles: list[list[int]], logger: Any) -> None:
+    def __init__(
+        self, library: StandIn, graph: bytes, profiles: list[list[int]], logger: Any, has_weights: bool
+    ) -> None:
+        self.graph, self.has_weights = graph, has_weights
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -136,6 +165,10 @@ class Engine:
         self.names = [*self.inputs, *self.outputs]
         self.num_io_tensors = len(self.names)
         self.num_optimization_profiles = len(profiles)
+
+    def refit(self, complete: bool) -> bool:
+        self.has_weights = complete
+        return complete
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -198,6 +231,7 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         from metro_edge.cuda import driver
 
+        assert self.engine.has_weights, "TensorRT would run it, with whatever is in memory"
         if self.engine.library.fail == "enqueue":
             return self._error("Cask convolution execution")
         missing = [name for name in self.engine.names if name not in self.addresses]

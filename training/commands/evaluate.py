@@ -73,9 +73,12 @@ def _beside_baselines(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     given = [name for name, default in args.protocol_defaults.items() if getattr(args, name) != default]
     if given:
         raise UserError(f"--{given[0].replace('_', '-')} needs --protocol, one of {', '.join(PROTOCOL_NAMES)}")
+    from metro_edge.files import kind_of_path
     from training.checkpoint import load_checkpoint
     from training.report import accuracy_report, accuracy_table
 
+    if kind_of_path(args.network) == "folder" or args.network.suffix == ".zip":
+        raise UserError(f"{args.network} is a bundle, which needs --protocol, such as --protocol generated")
     report = accuracy_report(load_checkpoint(args.network), count=args.count)
     return report, accuracy_table(report)
 

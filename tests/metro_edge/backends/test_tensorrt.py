@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from metro_edge.errors import PredictionError, UserError
 from metro_edge.plans.options import BatchProfile
 from tests.metro_edge.cuda.conftest import device, session_device  # noqa: F401 - fixtures
 from tests.metro_edge.video.clips import write_clip
+from tests.virtual_gpu.device import on_stand_in
 from tests.virtual_gpu.tensorrt import StandIn, write_plan
 
 
@@ -72,6 +75,25 @@ def test_closing_and_failing(session_of):
         session_of(threads=2)
     with pytest.raises(UserError, match="number 9 was asked for"):
         session_of(ordinal=9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not on_stand_in(), reason="the stand-in fails on request")
+@pytest.mark.parametrize(("call", "more"), [("cuMemAlloc", 1), ("cuMemAlloc", 4), ("cuStreamCreate", 1)])
+def test_memory_that_runs_out_while_opening(session_of, device, monkeypatch, call, more):  # noqa: F811
+    gc.collect()
+    before = device.count("bytes in use"), device.count("allocations")
+    monkeypatch.setenv("VIRTUAL_GPU_FAIL", f"{call}:{device.count(call) + more}:2")
+    with pytest.raises(UserError, match="memory left") as held:
+        session_of()
+    monkeypatch.setenv("VIRTUAL_GPU_FAIL", "")
+    assert (device.count("bytes in use"), device.count("allocations")) == before and held
+    with session_of() as session:
+        assert len(session.infer(images(1)).camera) == 1
+    gc.collect()
+    assert (device.count("bytes in use"), device.count("allocations")) == before
+    with pytest.raises(UserError, match="the number of a GPU must be whole, got 'x'"):
+        session_of(ordinal="x")
 
 
 @pytest.mark.gpu

@@ -41,7 +41,16 @@ def test_unknown_commands_and_options_exit_with_2(capsys):
         with pytest.raises(SystemExit) as done:
             cli.main(arguments)
         assert done.value.code == 2
-    assert "'1,2,3' is not x,y,width,height" in capsys.readouterr().err
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and line.endswith("--help")
+        assert "--box" not in arguments or "'1,2,3' is not x,y,width,height" in line
+
+
+@pytest.mark.parametrize("program", ["engines", "training", "benchmarks"])
+def test_the_other_command_lines_say_a_mistake_in_one_line(program):
+    done = subprocess.run([sys.executable, "-m", program, "fly"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: argument")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

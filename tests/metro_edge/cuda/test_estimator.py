@@ -11,6 +11,7 @@ import pytest
 
 from metro_edge.bundle import Bundle
 from metro_edge.cuda.arrays import DeviceArray, DeviceBuffer, DeviceFrame
+from metro_edge.cuda.context import DeviceContext
 from metro_edge.errors import UserError
 from metro_edge.estimator import MeshEstimator
 from metro_edge.frames import HostFrame
@@ -164,6 +165,27 @@ def test_a_stream_of_the_caller_is_waited_for(made, device, shared_bundle):
     compare(pending.result(timeout_s=10), expected)
 
 
+def test_a_host_frame_that_a_stream_still_fills(made, device, shared_bundle):
+    """Page-locked, it is copied behind that stream's work; staged, this thread waits for that work first."""
+    estimator, _ = made
+    frame, stream = picture(5), device.driver.Stream(1)
+    source = DeviceBuffer.of(frame)
+    locked = device.driver.pagelocked_empty((HEIGHT, WIDTH, 3), np.uint8)
+    with MeshEstimator.from_bundle(shared_bundle) as reference:
+        expected = reference(frame, BOXES)
+    for given in (locked, locked[:, ::-1][:, ::-1], locked[::-1][::-1].view()):
+        for _ in range(3):
+            locked[:] = 0
+            device.driver.memcpy_dtoh_async(locked, source.pointer, stream)
+            compare(estimator(given, BOXES, stream=stream), expected)
+            stream.synchronize()
+    mirrored = locked[:, ::-1]
+    locked[:] = 0
+    device.driver.memcpy_dtoh_async(locked, source.pointer, stream)
+    with MeshEstimator.from_bundle(shared_bundle) as reference:
+        compare(estimator(mirrored, BOXES, stream=stream), reference(frame[:, ::-1], BOXES))
+
+
 def test_threads(made, shared_bundle):
     """Frames from several threads, none of which has a context of its own."""
     estimator, _ = made
@@ -243,14 +265,75 @@ def test_the_profile_of_the_nearest_batch_is_taken(device, shared_bundle, tmp_pa
 
 
 def test_closing_frees_everything(device, shared_bundle, tmp_path, monkeypatch):
+    """Also while somebody else, here `device`, holds the primary context, and what was returned is still there."""
     trt = StandIn()
+    gc.collect()
+    before = memory(device)
     with opened(device, shared_bundle, tmp_path, monkeypatch, trt=trt) as (estimator, _):
         for _ in range(2):
-            estimator(picture(), BOXES)
+            people = estimator(picture(), BOXES).copy()
         assert trt.contexts == 2
-        pending = estimator.infer_async(picture(1), BOXES)
+        pending, lanes = estimator.infer_async(picture(1), BOXES), estimator.lanes
+        assert memory(device) != before or not on_stand_in()
     estimator.close()
     gc.collect()
-    assert trt.contexts == 0 and len(pending.result()) == 3
-    with pytest.raises(UserError, match="closed"):
-        estimator(picture(), BOXES)
+    assert trt.contexts == 0 and len(pending.result()) == len(people) == 3 and lanes
+    assert pending.done() and memory(device) == before
+    pending.wait()
+    for call in (lambda: estimator(picture(), BOXES), estimator.warm_up):
+        with pytest.raises(UserError, match="this estimator is closed"):
+            call()
+
+
+def memory(device) -> list[int]:
+    """Bytes and allocations in use, where they are counted."""
+    names = ("bytes in use", "allocations")
+    return [device.count(name) for name in names] if on_stand_in() else []
+
+
+def test_closing_while_others_wait(device, shared_bundle, tmp_path, monkeypatch):
+    """Threads that wait for a frame get its result, or hear that the estimator is closed."""
+    for _ in range(20):
+        with opened(device, shared_bundle, tmp_path, monkeypatch) as (estimator, _):
+            pending, failed = estimator.infer_async(picture(), BOXES), []
+            work = (pending.wait, pending.result, lambda: failed.append(until_closed(estimator)))  # noqa: B023
+            threads = [threading.Thread(target=one) for one in work]
+            for thread in threads:
+                thread.start()
+            estimator.close()
+            for thread in threads:
+                thread.join(60)
+        assert len(pending.result()) == 3
+        assert [type(error) for error in failed] == [UserError] and "closed" in str(failed[0])
+
+
+def until_closed(estimator) -> BaseException:
+    try:
+        while True:
+            pending = estimator.infer_async(picture(), BOXES)
+            pending.wait()
+            pending.done()
+    except BaseException as error:
+        return error
+
+
+def test_closing_inside_its_own_context(device, shared_bundle, tmp_path, monkeypatch):
+    with opened(device, shared_bundle, tmp_path, monkeypatch) as (estimator, _):
+        with estimator.context, pytest.raises(UserError, match="inside its own `with`: leave it first"):
+            estimator.close()
+        assert len(estimator(picture(), BOXES)) == 3
+    assert len(DeviceBuffer.of(np.zeros(3)).get()) == 3  # the context of `device` is current again
+
+
+def test_a_buffer_goes_with_its_context(device):
+    gc.collect()
+    before = memory(device)
+    with DeviceContext() as context:
+        buffer = DeviceBuffer((1000,), np.float32)
+    context.close()
+    context.close()
+    assert memory(device) == before and context.closed
+    with pytest.raises(UserError, match=r"the buffer of \(1000,\) float32 was freed"):
+        buffer.get()
+    with pytest.raises(UserError, match="this CUDA context is closed"), context:
+        pass

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from metro_edge.backends import open_session
 from metro_edge.cuda import driver
 from metro_edge.cuda.arrays import DeviceBuffer, DeviceFrame
+from metro_edge.cuda.context import DeviceContext
 from metro_edge.cuda.estimator import DeviceEstimator
+from metro_edge.cuda.network import DeviceNetwork
 from metro_edge.errors import DeviceError, PredictionError, UserError
+from metro_edge.estimator import MeshEstimator
 from metro_edge.plans.info import PlanMismatchError
 from metro_edge.plans.options import BatchProfile
-from tests.metro_edge.cuda.session import BOXES, HEIGHT, WIDTH, OnGpu, opened, picture
+from tests.metro_edge.cuda.session import BOXES, HEIGHT, WIDTH, OnGpu, compare, opened, picture
 from tests.virtual_gpu.device import on_stand_in
 from tests.virtual_gpu.tensorrt import DataType, StandIn, write_plan
 
@@ -37,6 +42,12 @@ def test_frames_and_boxes_that_are_not_usable(made, frame, boxes, message):
     with pytest.raises(UserError, match=message):
         made[0](frame, boxes)
     assert len(made[0](picture(), BOXES)) == 3
+
+
+@pytest.mark.parametrize("values", [((-1,),), (3,), (("1",),), ((1,), (0, 5)), ((1,), (5,))])
+def test_warming_up_for_nothing_that_comes(made, values):
+    with pytest.raises(UserError, match="warm_up takes"):
+        made[0].warm_up(*values)
 
 
 def test_memory_that_is_not_a_frame(made, device):
@@ -112,6 +123,9 @@ def test_plans_that_are_refused(device, shared_bundle, tmp_path, monkeypatch):
     trt.fail = ""
     for options, message in [
         ({"max_people": 0}, "max_people must be 1 or more, got 0"),
+        ({"max_people": "3"}, "max_people must be 1 or more, got '3'"),
+        ({"lanes": 1.5}, r"max_people and lanes must be 1 or more, got 16 and 1\.5"),
+        ({"ordinal": "x"}, "the number of a GPU must be whole, got 'x'"),
         ({"lanes": 0}, "max_people and lanes must be 1 or more"),
         ({"parts": ("hands",)}, "unknown part 'hands'; known: status, camera"),
         ({"focal_px": -1.0}, "focal length"),
@@ -125,10 +139,30 @@ def test_plans_that_are_refused(device, shared_bundle, tmp_path, monkeypatch):
         open_it(path)
 
 
-def test_a_plan_that_tensorrt_refuses(device, shared_bundle, tmp_path, monkeypatch):
-    from metro_edge.cuda.context import DeviceContext
-    from metro_edge.cuda.network import DeviceNetwork
+@pytest.mark.parametrize("setting", ["strip_weights", "version_compatible", "refit"])
+def test_plans_of_other_kinds(device, shared_bundle, tmp_path, monkeypatch, setting):
+    """Without weights, which come from the bundle's graph; with a runtime of their own, which must be allowed."""
+    trt = StandIn()
+    monkeypatch.setattr("metro_edge.cuda.estimator.load_library", lambda name="auto": trt)
+    monkeypatch.setattr("metro_edge.backends.tensorrt.load_library", lambda name="auto": trt)
+    capability = ".".join(map(str, device.driver.Device(0).compute_capability()))
+    path = write_plan(tmp_path, shared_bundle, "fp32", capability, (BatchProfile(1, 1, 4),), settings={setting: True})
+    with (
+        DeviceEstimator.open(shared_bundle, "fp32", plan=path, loader=device.loader) as estimator,
+        MeshEstimator.from_bundle(shared_bundle) as reference,
+        open_session(shared_bundle, "fp32", "tensorrt", plan=path) as session,
+    ):
+        compare(estimator(picture(), BOXES), reference(picture(), BOXES))
+        assert session.infer(np.zeros((1, 3, 64, 64), np.float32)).camera.shape == (1, 3)
+    if setting == "strip_weights":
+        trt.fail = "refit"
+        with pytest.raises(UserError, match=r"has no weights, and tensorrt cannot take them .*: Failed to refit"):
+            DeviceEstimator.open(shared_bundle, "fp32", plan=path, loader=device.loader)
+        with DeviceContext(), pytest.raises(UserError, match="has no weights, and no graph"):
+            DeviceNetwork(path, shared_bundle.spec, trt)
 
+
+def test_a_plan_that_tensorrt_refuses(device, shared_bundle, tmp_path, monkeypatch):
     path = tmp_path / "other.plan"
     path.write_bytes(b"no plan")
     with DeviceContext() as context:
@@ -146,6 +180,47 @@ def test_too_little_memory(device, shared_bundle, tmp_path, monkeypatch):
         opened(device, shared_bundle, tmp_path, monkeypatch, max_people=10_000_000),
     ):
         pass
+
+
+@pytest.mark.skipif(not on_stand_in(), reason="the stand-in fails on request")
+@pytest.mark.parametrize("call", ["cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuEventCreate"])
+def test_memory_that_runs_out_while_opening(device, shared_bundle, tmp_path, monkeypatch, call):
+    """Whatever comes too late, what came before is freed, although the error is still held."""
+    gc.collect()
+    before = device.count("bytes in use"), device.count("allocations")
+    for more in (1, 2, 3, 8, 20):
+        monkeypatch.setenv("VIRTUAL_GPU_FAIL", f"{call}:{device.count(call) + more}:2")
+        try:
+            with opened(device, shared_bundle, tmp_path, monkeypatch) as (estimator, _):
+                estimator(picture(), BOXES)
+        except UserError as error:
+            held = error
+            assert "memory left" in str(error) or "OUT_OF_MEMORY" in str(error)
+            assert (device.count("bytes in use"), device.count("allocations")) == before, more
+        else:
+            break
+        finally:
+            monkeypatch.setenv("VIRTUAL_GPU_FAIL", "")
+    assert held
+    with opened(device, shared_bundle, tmp_path, monkeypatch) as (estimator, _):
+        assert len(estimator(picture(), BOXES)) == 3
+
+
+@pytest.mark.skipif(not on_stand_in(), reason="the stand-in fails on request")
+def test_page_locked_memory_that_runs_out_later(made, device, monkeypatch):
+    """A frame larger than those before needs more of it; the lane goes on as before."""
+    estimator, _ = made
+    estimator.warm_up((3,), (HEIGHT, WIDTH))
+    large = picture(1, 2 * HEIGHT, 2 * WIDTH)
+    monkeypatch.setenv("VIRTUAL_GPU_FAIL", f"cuMemHostAlloc:{device.count('cuMemHostAlloc') + 1}:2")
+    for _ in range(2):
+        with pytest.raises(
+            DeviceError, match=r"the upload of a frame of 314 x 238 px: no memory left \(cuMemHostAlloc"
+        ):
+            estimator(large, BOXES)
+    assert len(estimator(picture(), BOXES)) == 3
+    monkeypatch.setenv("VIRTUAL_GPU_FAIL", "")
+    assert len(estimator(large, BOXES)) == len(estimator(large, BOXES)) == 3
 
 
 def test_outputs_that_are_no_bodies(device, shared_bundle, tmp_path, monkeypatch):
