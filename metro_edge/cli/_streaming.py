@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +107,4 @@ def run_stream(args: argparse.Namespace) -> int:
 def _progress(results: Any, count: int | None) -> Any:
     from tqdm import tqdm
 
-    if sys.stderr is None:  # closed by the caller
-        return results
     return tqdm(results, total=count, unit="frame", leave=False, dynamic_ncols=True)

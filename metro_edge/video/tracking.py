@@ -26,6 +26,7 @@ from metro_edge.video.people import (
 from metro_edge.video.sources import SourceFrame
 
 REMEMBERED_S = 2.0  # who is away for longer comes back as someone new
+TRACKED_OVERLAP = 0.1  # of the box where somebody is expected and one that may be theirs
 SAME_PERSON = 0.4  # overlap of a detection and a followed box
 TWICE = 0.75  # overlap of two followed boxes, from which on they have both come to lie on one person
 LEAST_OVERLAP = 0.2  # of the boxes of two frames
@@ -55,7 +56,7 @@ class IdentityTracker:
             frame_rate=30.0,
             track_activation_threshold=0.5,
             minimum_consecutive_frames=1,
-            minimum_iou_threshold=0.1,
+            minimum_iou_threshold=TRACKED_OVERLAP,
             high_conf_det_threshold=0.5,
         )
 
@@ -102,7 +103,7 @@ class TrackedBoxes(TableBoxes):
     def _unnamed(self, box: Boxes, taken: set[int]) -> int:
         """Return who was last seen where the box is and is in no other, or a new number."""
         overlaps = {n: float(overlap(box, last)[0, 0]) for n, (last, _) in self._last.items() if n not in taken}
-        if max(overlaps.values(), default=0.0) >= LEAST_OVERLAP:
+        if max(overlaps.values(), default=0.0) >= TRACKED_OVERLAP:
             return max(overlaps, key=lambda n: overlaps[n])
         self._count += 1
         return self._count

@@ -111,6 +111,30 @@ def test_every_rule_gives_the_levels_of_the_numpy_path(device, rule, picture, sp
     assert_same_levels(images, network_input(picture, boxes, spec), spec, 0.0 if exact else 0.005)
 
 
+# What a single crop may have apart: small boxes in noise are the worst. docs/cuda.md shows what this prints (-s).
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("rule", "most"), [("box_area", 0.012), ("box_bilinear", 0.012), ("metro_eval", 0.025), ("metro_demo", 0.08)]
+)
+def test_single_crops_of_any_box(device, rule, most):
+    rng, picture = np.random.default_rng(0), noise(120, 160)
+    on_device = Pitched(device, [picture], "bgr", 0)
+    for size in (45, 56, 160):
+        spec = dataclasses.replace(SPEC, crop_rule=rule, image_size=size)
+        shares, largest = [], 0.0
+        for _ in range(100):
+            box = np.array([[*rng.uniform((-20, -20), (150, 110)), *10 ** rng.uniform(0, 2.4, 2)]])
+            try:
+                expected = network_input(picture, box, spec)
+            except UserError:  # beside the frame
+                continue
+            apart = np.abs(levels(run(device, on_device, box, spec), spec) - levels(expected, spec))
+            shares.append(float((apart > 0.5).mean()))
+            largest = max(largest, float(apart.max()))
+        print(f"{rule}, S = {size}: of {len(shares)} crops the worst has {max(shares):.2%} apart, by {largest:.0f}")
+        assert len(shares) > 60 and max(shares) <= most and largest < 2.5
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [160, 224])
 @pytest.mark.parametrize("hw", [(480, 640), (360, 641), (1080, 1920)])

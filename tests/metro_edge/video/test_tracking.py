@@ -8,10 +8,11 @@ import pytest
 import metro_edge
 from benchmarks.mot import clear_mot
 from metro_edge.errors import MissingExtraError, UserError
+from metro_edge.video.boxes import BoxTable
 from metro_edge.video.detector import Detections
 from metro_edge.video.sources import SourceFrame
 from metro_edge.video.stream import choose_people
-from metro_edge.video.tracking import DetectedPeople, IdentityTracker
+from metro_edge.video.tracking import DetectedPeople, IdentityTracker, TrackedBoxes
 
 FPS = 25.0
 SIZE_WH = (320, 180)
@@ -127,6 +128,29 @@ def test_every_box_that_is_given_is_somebody(shared_bundle, tmp_path, rows, want
     (tmp_path / "det.txt").write_text(rows)
     with metro_edge.stream(pictures(6), shared_bundle, boxes=tmp_path / "det.txt", fps=FPS) as stream:
         assert [result.identities for result in stream] == wanted and stream.notes == []
+
+
+@pytest.mark.parametrize("score", [1.0, 0.3])
+def test_someone_fast_is_followed_by_the_tracker_whatever_their_score(shared_bundle, tmp_path, score):
+    """Boxes that hardly touch those of the frame before: the motion tells, of unsure boxes too."""
+    x, rows = 5.0, ""
+    for frame in range(9):
+        rows += f"{frame + 1},-1,{x + 1},60,30,100,{score}\n"
+        x += (23.0, 12.0, 14.0, 18.0, 22.0, 26.0, 28.0, 28.0, 28.0)[frame]  # the second overlaps the first by 0.13
+    (tmp_path / "det.txt").write_text(rows)
+    with metro_edge.stream(pictures(9), shared_bundle, boxes=tmp_path / "det.txt", fps=FPS) as stream:
+        assert [result.identities for result in stream] == [[1]] * 9
+
+
+def test_the_trackers_identity_that_comes_back_does_not_double_a_person():
+    here, there = [10.0, 60, 40, 100], [200.0, 60, 40, 100]
+    table = BoxTable((frame, None, np.array(box), 1.0) for frame in range(3) for box in (here, there)[: 1 + frame // 2])
+    people = TrackedBoxes(table)
+    answers = iter(([5], [7], [5, 7]))  # lost, found as someone else, and both
+    people._tracker = lambda boxes, scores, time_s: np.array(next(answers))
+    frames = [SourceFrame(k, k / FPS, image) for k, image in enumerate(pictures(3))]
+    found = [people.identities(f, table.of_frame(f.index).boxes, np.zeros(2)).tolist() for f in frames]
+    assert found[:2] == [[1], [1]] and len(set(found[2])) == 2
 
 
 def test_an_identity_goes_to_one_box_at_a_time(shared_bundle, tmp_path):
